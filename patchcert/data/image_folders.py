@@ -1,0 +1,117 @@
+"""Folders of image files, one folder a class, in; labelled encoded images out."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from patchcert.data.registry import DatasetSpec
+from patchcert.data.sources import RowSource, SourceRow, fingerprint
+from patchcert.data.storage import Folder
+from patchcert.errors import DatasetError
+
+_DESKTOP_FILES = {"Thumbs.db", "desktop.ini"}
+
+
+class FolderSource:
+    """Images at ``<split>/<class>/<any path>``; every file that is not hidden has to be an image.
+
+    Class folders are matched to the dataset's classes by name (or by ``folder_names``, WordNet ids for ImageNet). A
+    dataset without classes of its own takes them from the class folders of all splits, sorted.
+    """
+
+    kind = "folder"
+
+    def __init__(self, spec: DatasetSpec, folder: Folder) -> None:
+        self._spec = spec
+        self._folder = folder
+        self.uri = folder.uri
+
+    def available(self) -> list[str]:
+        """Names of the source splits that are there."""
+        return self._folder.folders()
+
+    def find(self, names: Iterable[str]) -> RowSource | None:
+        """The images of the first of these source splits that is there, else None."""
+        for split in names:
+            if split in self._splits:
+                return self._rows(split)
+        return None
+
+    @functools.cached_property
+    def _splits(self) -> list[str]:
+        known = {name for names in self._spec.source_splits.values() for name in names}
+        return [name for name in self._folder.folders() if name in known]
+
+    @functools.cache  # noqa: B019  a source lives as long as one preparation; train and validation share the listing
+    def _rows(self, split: str) -> RowSource:
+        return _FolderRows(self._spec, self._folder.folder(split), split, self._classes)
+
+    @functools.cached_property
+    def _classes(self) -> tuple[str, ...]:
+        if self._spec.class_names is not None:
+            return self._spec.class_names
+        names = sorted({name for split in self._splits for name in self._folder.folder(split).folders()})
+        if len(names) < 2:
+            raise DatasetError(
+                f"{self.uri} has {len(names)} class folders, but at least 2 are needed\n"
+                "  Arrange the images as <split>/<class>/<image>."
+            )
+        return tuple(names)
+
+
+class _FolderRows:
+    """All images of one split, sorted by path."""
+
+    has_generated_ids = True
+
+    def __init__(self, spec: DatasetSpec, folder: Folder, split: str, class_names: tuple[str, ...]) -> None:
+        self._folder = folder
+        self._split = split
+        self._prefix = f"{spec.name}/{spec.own_split(split)}"
+        self.class_names = class_names
+        files = {
+            path: size
+            for path, size in folder.files(recursive=True).items()
+            if path.rpartition("/")[2] not in _DESKTOP_FILES
+        }
+        self._paths = list(files)
+        self.num_rows = len(files)
+        self.fingerprint = fingerprint(files.items())
+        self._labels = {name: label for label, name in enumerate(class_names)}
+        self._labels |= {name: label for label, name in enumerate(spec.folder_names or ())}
+        self._check_classes(spec)
+
+    def _check_classes(self, spec: DatasetSpec) -> None:
+        for path in self._paths:
+            name, _, rest = path.partition("/")
+            if not rest:
+                raise DatasetError(
+                    f"{self._folder}/{path} lies in no class folder\n  Move it to <split>/<class>/, or remove it."
+                )
+            if name not in self._labels:
+                nearest = difflib.get_close_matches(name, self._labels, n=1, cutoff=0.5)
+                hint = f"Did you mean {nearest[0]!r}?  " if nearest else ""
+                raise DatasetError(
+                    f"{self._folder} has the class folder {name!r}, which is no class of {spec.name}\n"
+                    f"  {hint}Its {len(self.class_names)} classes start with: {', '.join(list(self._labels)[:10])}."
+                )
+
+    def image_ids(self) -> pa.Array:
+        """Names of all images in file order, string array of ``num_rows``."""
+        return pa.array([f"{self._prefix}/{path}" for path in self._paths], pa.string())
+
+    def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
+        """The images at these ascending positions, one after the other."""
+        for row in rows.tolist():
+            path = self._paths[row]
+            try:
+                data = self._folder.read(path)
+            except OSError as error:
+                raise DatasetError(f"{self._folder}/{path} cannot be read: {error}\n  Check the source.") from error
+            label = self._labels[path.partition("/")[0]]
+            yield SourceRow(f"{self._prefix}/{path}", data, label, f"{self._split}/{path}")

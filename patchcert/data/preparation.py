@@ -1,0 +1,491 @@
+"""A data configuration in, folders of prepared images out: decoded once, in parallel, resumable, never half-written."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchcert import __version__
+from patchcert.data.config import DataConfig
+from patchcert.data.decoding import Preprocessing, encode_png, quiet_decoder
+from patchcert.data.prepared import (
+    DATASET_FILE,
+    SCHEMA_VERSION,
+    PreparedDataset,
+    Shard,
+    available_cpus,
+    digest_header,
+    read_record,
+    row_digest,
+)
+from patchcert.data.registry import DatasetSpec, dataset_spec
+from patchcert.data.sources import SourceRow, open_source
+from patchcert.data.splits import SplitRows, SplitSources, find_split
+from patchcert.data.storage import Folder
+from patchcert.errors import DatasetError, ImageError
+
+PLAN_FILE = "preparation.json"
+QUARANTINE_FILE = "quarantine.parquet"
+
+_GROUP_BYTES = 16 * 2**20
+_MOST_ROWS_PER_GROUP = 4_096
+_GROUPS_PER_SHARD = 16
+_SHARD_KEY = b"patchcert.shard"
+# One task of the decoding threads: enough rows to outweigh the hand-over, few enough bytes to keep memory flat.
+_TASK_ROWS = 32
+_TASK_BYTES = 4 * 2**20
+_MOST_NAMED = 10
+
+
+def prepare(
+    config: DataConfig,
+    image_size: tuple[int, int] | None,
+    output_folder: str | Folder,
+    *,
+    splits: Sequence[str] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    num_threads: int | None = None,
+) -> dict[str, PreparedDataset]:
+    """Decode, convert and resize the images of a dataset once, into shards that are fast to read.
+
+    Repeating the call continues after a kill, and returns at once when everything is there. The result does not
+    depend on ``num_threads`` or on interruptions.
+
+    Args:
+        config: which images, and how they are resized.
+        image_size: (height, width) at network input, pixels; None: the dataset's own.
+        output_folder: path or URI; every split gets a folder in it.
+        splits: names from train, validation, test, trainval; None: every split of the dataset but trainval.
+        on_progress: called with (rows done, rows in total) of all splits.
+        num_threads: decoding threads; None: one per CPU core.
+
+    Returns:
+        The prepared splits by name, in the order asked for.
+
+    Raises:
+        DatasetError: the source is missing, empty or damaged, or the folder holds images prepared differently.
+        ImageError: bad images, named with their rows, unless they are to be quarantined.
+        ResourceError: the disk is full or the folder read-only.
+    """
+    spec = dataset_spec(config.dataset)
+    preprocessing = _preprocessing(spec, config, image_size)
+    if splits is None:
+        splits = [split for split in spec.splits if split != "trainval"]
+    if not splits:
+        raise DatasetError(f"no split of {spec.name} was asked for\n  Choose from: {', '.join(spec.splits)}.")
+    root = Folder(output_folder)
+    works = [_find_work(spec, config, preprocessing, root.folder(split), split) for split in dict.fromkeys(splits)]
+    progress = _Progress(on_progress, sum(work.num_rows for work in works))
+    with quiet_decoder(), concurrent.futures.ThreadPoolExecutor(num_threads or available_cpus()) as pool:
+        try:
+            prepared = {}
+            for work in works:
+                if work.finished is None:
+                    _prepare_split(work, pool, num_threads or available_cpus(), progress)
+                else:
+                    progress.add(work.num_rows)
+                prepared[work.split] = work.finished or PreparedDataset.open(work.folder)
+            return prepared
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is to be made of one split, or the finished dataset if it is there already."""
+
+    spec: DatasetSpec
+    config: DataConfig
+    preprocessing: Preprocessing
+    folder: Folder
+    split: str
+    identity: dict[str, Any]
+    rows: SplitRows | None
+    source: dict[str, str]
+    finished: PreparedDataset | None
+
+    @property
+    def num_rows(self) -> int:
+        if self.finished is not None:
+            return self.finished.num_rows + self.finished.num_quarantined
+        assert self.rows is not None
+        return self.rows.num_rows
+
+
+@dataclass
+class _Progress:
+    report: Callable[[int, int], None] | None
+    total: int
+    done: int = field(default=0)
+
+    def add(self, num_rows: int) -> None:
+        self.done += num_rows
+        if self.report is not None and num_rows:
+            self.report(self.done, self.total)
+
+
+def _preprocessing(spec: DatasetSpec, config: DataConfig, image_size: tuple[int, int] | None) -> Preprocessing:
+    if image_size is None:
+        if spec.native_size is None:
+            raise DatasetError(f"the images of {spec.name} have no common size\n  Give an image size, e.g. 224x224.")
+        image_size = spec.native_size
+    if len(image_size) != 2 or any(int(side) != side or side < 1 for side in image_size):
+        raise DatasetError(f"the image size {image_size} is none\n  Give (height, width), both at least 1 pixel.")
+    image_size = (int(image_size[0]), int(image_size[1]))
+    resize = config.resize or spec.default_resize
+    if resize == "none" and spec.native_size not in (None, image_size):
+        native = f"{spec.native_size[0]}x{spec.native_size[1]}" if spec.native_size else ""
+        raise DatasetError(
+            f"{spec.name} images are {native}, but {image_size[0]}x{image_size[1]} was asked for without resizing\n"
+            "  Set data.resize to stretch, pad or crop, or ask for the native size."
+        )
+    if resize == "none" and config.interpolation is not None:
+        raise DatasetError(
+            f"data.interpolation is {config.interpolation}, but with data.resize none nothing is interpolated\n"
+            "  Leave one of them out."
+        )
+    return Preprocessing(
+        image_size=image_size,
+        num_channels=spec.num_channels,
+        resize=resize,
+        interpolation=None if resize == "none" else config.interpolation or "bilinear",
+        max_pixels=config.max_pixels,
+        encoding=spec.encoding,
+    )
+
+
+def _find_work(
+    spec: DatasetSpec, config: DataConfig, preprocessing: Preprocessing, folder: Folder, split: str
+) -> _Work:
+    is_finished = folder.exists(DATASET_FILE)
+    sources: SplitSources | None = None
+    place = {"kind": "", "uri": ""}
+    try:
+        source = open_source(spec, config.source)
+        sources = find_split(spec, config, source, split)
+        place = {"kind": source.kind, "uri": source.uri}
+    except DatasetError:
+        # A finished dataset must stay usable on machines that do not have its source.
+        if not is_finished:
+            raise
+    identity = _identity(spec, config, preprocessing, split, sources)
+    if is_finished:
+        _check_identity(folder, read_record(folder)["identity"], identity)
+    elif folder.exists(PLAN_FILE):
+        try:
+            begun = json.loads(folder.read(PLAN_FILE))
+        except ValueError as error:
+            raise DatasetError(f"{folder}/{PLAN_FILE} cannot be read: {error}\n  Delete the folder.") from error
+        _check_identity(folder, begun, identity)
+    return _Work(
+        spec=spec,
+        config=config,
+        preprocessing=preprocessing,
+        folder=folder,
+        split=split,
+        identity=identity,
+        rows=None if is_finished or sources is None else sources.select(),
+        source=place,
+        finished=PreparedDataset.open(folder) if is_finished else None,
+    )
+
+
+def _identity(
+    spec: DatasetSpec,
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    split: str,
+    sources: SplitSources | None,
+) -> dict[str, Any]:
+    """Everything that decides which pixels are written; JSON-able. Fields of a missing source are left out."""
+    rows_per_group = config.rows_per_group or _default_rows_per_group(preprocessing.num_bytes)
+    identity: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": spec.name,
+        "variant": spec.variant,
+        "split": split,
+        "image_size": list(preprocessing.image_size),
+        "num_channels": preprocessing.num_channels,
+        "resize": preprocessing.resize,
+        "interpolation": preprocessing.interpolation,
+        "limit": config.limit,
+        "on_bad_image": config.on_bad_image,
+        "max_pixels": config.max_pixels,
+        "storage": config.storage,
+        "rows_per_group": rows_per_group,
+        "rows_per_shard": config.rows_per_shard or _GROUPS_PER_SHARD * rows_per_group,
+    }
+    if sources is not None:
+        identity["validation_size"] = sources.validation_size
+        identity["validation_seed"] = sources.validation_seed
+        identity["source"] = sources.fingerprint
+    return identity
+
+
+def _default_rows_per_group(image_bytes: int) -> int:
+    rows = min(max(_GROUP_BYTES // image_bytes, 1), _MOST_ROWS_PER_GROUP)
+    return int(1 << (rows.bit_length() - 1))
+
+
+def _check_identity(folder: Folder, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    differences = [
+        f"{key}: {found.get(key)!r} there, {value!r} asked for"
+        for key, value in asked.items()
+        if found.get(key) != value
+    ]
+    if differences:
+        raise DatasetError(
+            f"{folder} holds images prepared differently: {'; '.join(differences)}\n"
+            "  Choose another output folder, or delete this one."
+        )
+
+
+def _prepare_split(
+    work: _Work, pool: concurrent.futures.ThreadPoolExecutor, num_threads: int, progress: _Progress
+) -> None:
+    assert work.rows is not None
+    folder, rows_per_shard = work.folder, work.identity["rows_per_shard"]
+    folder.remove_stale_temporaries()
+    folder.write(PLAN_FILE, _json(work.identity))
+    num_rows = work.rows.num_rows
+    ranges = [(start, min(start + rows_per_shard, num_rows)) for start in range(0, num_rows, rows_per_shard)]
+    files = [f"shard-{index:05d}-of-{len(ranges):05d}.parquet" for index in range(len(ranges))]
+    tokens = [_token(work, start, stop) for start, stop in ranges]
+    missing = []
+    for index, (file, token) in enumerate(zip(files, tokens, strict=True)):
+        if _shard_note(folder, file, token) is None:
+            missing.append(index)
+        else:
+            progress.add(ranges[index][1] - ranges[index][0])
+    if missing:
+        wanted = np.concatenate([np.arange(*ranges[index]) for index in missing])
+        images = _decoded(work, work.rows.read(wanted), pool, num_threads)
+        for index in missing:
+            start, stop = ranges[index]
+            _write_shard(work, files[index], tokens[index], itertools.islice(images, stop - start), progress)
+    _finish(work, files, tokens)
+
+
+def _token(work: _Work, start: int, stop: int) -> str:
+    """Tells whether a shard found in the folder is the one that would be written now, by these decoders."""
+    parts = [work.identity, start, stop, metadata.version("pillow"), metadata.version("pyarrow")]
+    return hashlib.sha256(_json(parts)).hexdigest()
+
+
+class _Prepared(NamedTuple):
+    """One image, ready to be written, or the reason why it cannot be."""
+
+    row: SourceRow
+    data: bytes
+    digest: bytes
+    problem: str | None
+
+
+def _decoded(
+    work: _Work, rows: Iterator[SourceRow], pool: concurrent.futures.ThreadPoolExecutor, num_threads: int
+) -> Iterator[_Prepared]:
+    """Decode rows on the pool's threads and give them back in order, a bounded number of tasks ahead."""
+    running: collections.deque[concurrent.futures.Future[list[_Prepared]]] = collections.deque()
+    for task in _tasks(rows):
+        running.append(pool.submit(_decode_rows, work, task))
+        if len(running) > num_threads + 1:
+            yield from running.popleft().result()
+    while running:
+        yield from running.popleft().result()
+
+
+def _tasks(rows: Iterator[SourceRow]) -> Iterator[list[SourceRow]]:
+    task: list[SourceRow] = []
+    num_bytes = 0
+    for row in rows:
+        task.append(row)
+        num_bytes += len(row.data or b"")
+        if len(task) >= _TASK_ROWS or num_bytes >= _TASK_BYTES:
+            yield task
+            task, num_bytes = [], 0
+    if task:
+        yield task
+
+
+def _decode_rows(work: _Work, rows: list[SourceRow]) -> list[_Prepared]:
+    assert work.rows is not None
+    num_classes = len(work.rows.class_names)
+    decoded = []
+    for row in rows:
+        try:
+            if row.label is None or not 0 <= row.label < num_classes:
+                raise ImageError(f"its label is {row.label}, but {work.spec.name} has classes 0 to {num_classes - 1}")
+            pixels = work.preprocessing.apply(row.data)
+        except ImageError as error:
+            decoded.append(_Prepared(row._replace(data=None), b"", b"", str(error)))
+            continue
+        except DatasetError as error:
+            variants = "cifar10-jpeg" if work.spec.name.startswith("cifar10") else "a dataset registered for them"
+            raise DatasetError(
+                f"{error}: {row.place} of {work.source['uri']}\n  Ask for the dataset of that variant ({variants})."
+            ) from error
+        digest = row_digest(row.image_id, row.label, pixels)
+        if work.config.storage == "encoded":
+            pixels = encode_png(pixels, work.preprocessing.image_size, work.preprocessing.num_channels)
+        decoded.append(_Prepared(row._replace(data=None), pixels, digest, None))
+    return decoded
+
+
+def _write_shard(work: _Work, file: str, token: str, images: Iterator[_Prepared], progress: _Progress) -> None:
+    rows_per_group = work.identity["rows_per_group"]
+    bad: list[_Prepared] = []
+    good: list[_Prepared] = []
+    schema = _shard_schema(work)
+    with work.folder.writer(file) as sink:
+        # Statistics of pixel columns would copy whole images into the footer.
+        writer = pq.ParquetWriter(
+            sink,
+            schema,
+            compression={"image_id": "zstd", "label": "zstd", "image": "none", "row_sha256": "none"},
+            use_dictionary=False,
+            write_statistics=["label"],
+        )
+        with contextlib.closing(writer):
+            for image in images:
+                if image.problem is not None:
+                    bad.append(image)
+                else:
+                    good.append(image)
+                if len(good) == rows_per_group:
+                    writer.write_table(_table(schema, good), row_group_size=rows_per_group)
+                    progress.add(rows_per_group)
+                    good = []
+            if bad and work.config.on_bad_image == "error":
+                raise _bad_images(work, bad)
+            if good:
+                writer.write_table(_table(schema, good), row_group_size=rows_per_group)
+            quarantined = [
+                {"image_id": b.row.image_id, "place": b.row.place, "label": b.row.label, "reason": b.problem}
+                for b in bad
+            ]
+            writer.add_key_value_metadata({_SHARD_KEY: _json({"token": token, "quarantined": quarantined})})
+    progress.add(len(good) + len(bad))
+
+
+def _shard_schema(work: _Work) -> pa.Schema:
+    image_type = pa.binary(work.preprocessing.num_bytes) if work.config.storage == "raw" else pa.binary()
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("label", pa.int64(), nullable=False),
+            pa.field("image", image_type, nullable=False),
+            pa.field("row_sha256", pa.binary(32), nullable=False),
+        ]
+    )
+
+
+def _table(schema: pa.Schema, images: Iterable[_Prepared]) -> pa.Table:
+    images = list(images)
+    columns = [
+        pa.array([image.row.image_id for image in images], pa.string()),
+        pa.array([image.row.label for image in images], pa.int64()),
+        pa.array([image.data for image in images], schema.field("image").type),
+        pa.array([image.digest for image in images], pa.binary(32)),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _bad_images(work: _Work, bad: list[_Prepared]) -> ImageError:
+    lines = [f"{image.row.image_id} ({image.row.place}): {image.problem}" for image in bad[:_MOST_NAMED]]
+    more = f"\n  and {len(bad) - _MOST_NAMED} more in the same shard" if len(bad) > _MOST_NAMED else ""
+    return ImageError(
+        f"{len(bad)} bad image{'s' if len(bad) > 1 else ''} in the {work.split} split of {work.spec.name}, "
+        f"{work.source['uri']}:\n  " + "\n  ".join(lines) + more + "\n  Mend or remove them at the source, or set "
+        "data.on_bad_image to quarantine: they are then set apart, counted and listed."
+    )
+
+
+def _shard_note(folder: Folder, file: str, token: str) -> dict[str, Any] | None:
+    """What the footer of a finished shard says, with its size; None if it is missing, damaged or another one."""
+    if not folder.exists(file):
+        return None
+    try:
+        with folder.open(file) as stream:
+            footer = pq.ParquetFile(stream).metadata
+            note = json.loads((footer.metadata or {}).get(_SHARD_KEY, b"{}"))
+            size = stream.size()
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+    if note.get("token") != token:
+        return None
+    shard = Shard(file=file, num_rows=footer.num_rows, num_row_groups=footer.num_row_groups, num_bytes=size)
+    return {**note, "shard": shard}
+
+
+def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
+    """Digest all shards and write the list of bad images and, last, dataset.json."""
+    assert work.rows is not None
+    folder, preprocessing = work.folder, work.preprocessing
+    digest = hashlib.sha256(digest_header(preprocessing.image_size, preprocessing.num_channels))
+    shards: list[Shard] = []
+    quarantined: list[dict[str, Any]] = []
+    for file, token in zip(files, tokens, strict=True):
+        note = _shard_note(folder, file, token)
+        if note is None:
+            raise DatasetError(
+                f"{folder}/{file} changed while it was being prepared\n"
+                "  Let only one program write there, and run it again."
+            )
+        shards.append(note["shard"])
+        quarantined += note["quarantined"]
+        with folder.open(file) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(columns=["row_sha256"]):
+                digest.update(b"".join(batch.column(0).to_pylist()))
+    num_rows = sum(shard.num_rows for shard in shards)
+    if num_rows == 0:
+        raise DatasetError(
+            f"all {len(quarantined)} images of the {work.split} split of {work.spec.name} are bad, the first: "
+            f"{quarantined[0]['image_id']}: {quarantined[0]['reason']}\n  Check the source {work.source['uri']}."
+        )
+    if quarantined:
+        schema = pa.schema(
+            [("image_id", pa.string()), ("place", pa.string()), ("label", pa.int64()), ("reason", pa.string())]
+        )
+        folder.write(QUARANTINE_FILE, pa.Table.from_pylist(quarantined, schema=schema))
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "name": work.spec.name,
+        "variant": work.spec.variant,
+        "split": work.split,
+        "image_size": list(preprocessing.image_size),
+        "num_channels": preprocessing.num_channels,
+        "num_rows": num_rows,
+        "digest": digest.hexdigest(),
+        "preprocessing": preprocessing.describe(),
+        "storage": work.config.storage,
+        "rows_per_group": work.identity["rows_per_group"],
+        "num_quarantined": len(quarantined),
+        "quarantine_file": QUARANTINE_FILE if quarantined else None,
+        "source": work.source,
+        "identity": work.identity,
+        "made_with": {
+            "patchcert": __version__,
+            **{package: metadata.version(package) for package in ("numpy", "pillow", "pyarrow")},
+        },
+        "class_names": list(work.rows.class_names),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    folder.write(DATASET_FILE, _json(record, indent=1))
+    folder.remove(PLAN_FILE)
+
+
+def _json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode()

@@ -1,0 +1,314 @@
+"""A folder of prepared images in, batches of uint8 pixels with names and labels out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from patchcert.data.storage import Folder
+from patchcert.errors import DatasetError, ResourceError
+
+DATASET_FILE = "dataset.json"
+SCHEMA_VERSION = 1
+_READ_ALL_SHARE = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """Consecutive images of a prepared dataset.
+
+    Attributes:
+        image_ids: names, str array of shape (num_images,).
+        images_NHWC: uint8 pixels, shape (num_images, height, width, num_channels); the caller owns and may write it.
+        labels_N: class indices, int64, shape (num_images,).
+    """
+
+    image_ids: np.ndarray
+    images_NHWC: np.ndarray
+    labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Parquet file of a prepared dataset; all its row groups but the last have ``rows_per_group`` rows."""
+
+    file: str
+    num_rows: int
+    num_row_groups: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedDataset:
+    """Images of one split at network size; any range of rows can be read alone, from any process.
+
+    Attributes:
+        folder: where it lies.
+        name: registered name of the dataset.
+        variant: edition of its images.
+        split: train, validation, test or trainval.
+        image_size: (height, width), pixels.
+        num_channels: 1 or 3.
+        class_names: in label order.
+        num_rows: number of images.
+        digest: sha256 over names, labels and pixels in order, hex; independent of shards and storage.
+        preprocessing: what was done to the pixels, JSON-able.
+        storage: "raw" or "encoded".
+        rows_per_group: rows of a row group, the least that is read from disk at once.
+        shards: the Parquet files, in row order.
+        num_quarantined: images set apart as bad, listed in quarantine.parquet.
+        identity: everything that decides which pixels are in here, JSON-able.
+    """
+
+    folder: Folder
+    name: str
+    variant: str
+    split: str
+    image_size: tuple[int, int]
+    num_channels: int
+    class_names: tuple[str, ...]
+    num_rows: int
+    digest: str
+    preprocessing: dict[str, Any]
+    storage: str
+    rows_per_group: int
+    shards: tuple[Shard, ...]
+    num_quarantined: int
+    identity: dict[str, Any]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pixels in memory."""
+        return self.num_rows * self._image_bytes
+
+    @property
+    def _image_bytes(self) -> int:
+        return self.image_size[0] * self.image_size[1] * self.num_channels
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str] | Folder) -> PreparedDataset:
+        """Open one split of a prepared dataset and check that its shards are there, by name and size.
+
+        Args:
+            folder: path or URI of the split, ``<prepared folder>/<split>``.
+
+        Raises:
+            DatasetError: it is missing, unfinished, damaged or of another format version.
+        """
+        folder = Folder(folder)
+        record = read_record(folder)
+        try:
+            dataset = cls(
+                folder=folder,
+                name=record["name"],
+                variant=record["variant"],
+                split=record["split"],
+                image_size=(int(record["image_size"][0]), int(record["image_size"][1])),
+                num_channels=int(record["num_channels"]),
+                class_names=tuple(record["class_names"]),
+                num_rows=int(record["num_rows"]),
+                digest=record["digest"],
+                preprocessing=dict(record["preprocessing"]),
+                storage=record["storage"],
+                rows_per_group=int(record["rows_per_group"]),
+                shards=tuple(Shard(**shard) for shard in record["shards"]),
+                num_quarantined=int(record["num_quarantined"]),
+                identity=dict(record["identity"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise _damaged(folder, f"{DATASET_FILE} lacks or misstates {error}") from error
+        if sum(shard.num_rows for shard in dataset.shards) != dataset.num_rows:
+            raise _damaged(folder, f"its shards do not add up to the {dataset.num_rows} rows of {DATASET_FILE}")
+        for shard in dataset.shards:
+            folder.path(shard.file)
+        sizes = folder.files()
+        for shard in dataset.shards:
+            if sizes.get(shard.file) != shard.num_bytes:
+                found = f"{sizes[shard.file]:,} bytes" if shard.file in sizes else "missing"
+                raise _damaged(folder, f"{shard.file} is {found}, but must have {shard.num_bytes:,} bytes")
+        return dataset
+
+    def parts(self, rows_per_part: int) -> list[tuple[int, int]]:
+        """Cut the rows into consecutive ranges (start, stop) of ``rows_per_part`` rows, the last one shorter.
+
+        Raises:
+            DatasetError: rows_per_part < 1.
+        """
+        if rows_per_part < 1:
+            raise DatasetError(f"parts of {rows_per_part} rows were asked for\n  Give at least 1.")
+        return [(start, min(start + rows_per_part, self.num_rows)) for start in range(0, self.num_rows, rows_per_part)]
+
+    def read(self, start: int, stop: int) -> ImageBatch:
+        """Read rows ``start`` to ``stop`` (exclusive), touching only the row groups that hold them.
+
+        Raises:
+            DatasetError: the range leaves the dataset, or a shard is damaged.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise DatasetError(
+                f"rows {start} to {stop} of {self.folder} were asked for, but it has {self.num_rows}\n"
+                "  Ask for 0 <= start <= stop <= num_rows."
+            )
+        num_rows = stop - start
+        images_NHWC = np.empty((num_rows, *self.image_size, self.num_channels), np.uint8)
+        labels_N = np.empty(num_rows, np.int64)
+        names: list[str] = []
+        for table in self._tables(start, stop, ["image_id", "image", "label"]):
+            rows = slice(len(names), len(names) + table.num_rows)
+            self._fill(images_NHWC[rows], table.column("image"))
+            labels_N[rows] = table.column("label").to_numpy()
+            names += table.column("image_id").to_pylist()
+        return ImageBatch(image_ids=np.array(names, dtype=str), images_NHWC=images_NHWC, labels_N=labels_N)
+
+    def read_all(self) -> ImageBatch:
+        """Read every image into memory.
+
+        Raises:
+            ResourceError: the pixels would not fit into the memory that is free.
+        """
+        available = available_memory()
+        if self.num_bytes > _READ_ALL_SHARE * available:
+            raise ResourceError(
+                f"{self.folder} needs {self.num_bytes / 2**30:.1f} GiB of memory, but {available / 2**30:.1f} GiB are "
+                "free\n  Read it in parts, or prepare fewer images (data.limit)."
+            )
+        return self.read(0, self.num_rows)
+
+    def verify(self) -> None:
+        """Read everything and check every name, label and pixel against the digests.
+
+        Raises:
+            DatasetError: rows that changed, named.
+        """
+        hashes = hashlib.sha256(digest_header(self.image_size, self.num_channels))
+        pixels_NHWC = np.empty((self.rows_per_group, *self.image_size, self.num_channels), np.uint8)
+        row = 0
+        for table in self._tables(0, self.num_rows, ["image_id", "image", "label", "row_sha256"]):
+            part_NHWC = pixels_NHWC[: table.num_rows]
+            self._fill(part_NHWC, table.column("image"))
+            columns = (table.column(name).to_pylist() for name in ("image_id", "label", "row_sha256"))
+            for image_HWC, (name, label, expected) in zip(part_NHWC, zip(*columns, strict=True), strict=True):
+                if row_digest(name, label, image_HWC.tobytes()) != expected:
+                    raise _damaged(self.folder, f"row {row} ({name}) is not what was written")
+                hashes.update(expected)
+                row += 1
+        if hashes.hexdigest() != self.digest:
+            raise _damaged(self.folder, f"its digest is {hashes.hexdigest()}, but {DATASET_FILE} says {self.digest}")
+
+    def _tables(self, start: int, stop: int, columns: list[str]) -> Iterable[pa.Table]:
+        """The rows of a range, at most one row group at a time."""
+        first_row = 0
+        for shard in self.shards:
+            low, high = max(start - first_row, 0), min(stop - first_row, shard.num_rows)
+            first_row += shard.num_rows
+            if low >= high:
+                continue
+            try:
+                with self.folder.open(shard.file) as stream:
+                    parquet = pq.ParquetFile(stream)
+                    if (parquet.metadata.num_rows, parquet.num_row_groups) != (shard.num_rows, shard.num_row_groups):
+                        raise _damaged(self.folder, f"{shard.file} holds other rows than {DATASET_FILE} lists")
+                    for group in range(low // self.rows_per_group, (high - 1) // self.rows_per_group + 1):
+                        base = group * self.rows_per_group
+                        table = parquet.read_row_group(group, columns=columns)
+                        first = max(low - base, 0)
+                        yield table.slice(first, min(high - base, table.num_rows) - first)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(self.folder, f"{shard.file} cannot be read: {error}") from error
+
+    def _fill(self, images_NHWC: np.ndarray, column: pa.ChunkedArray) -> None:
+        start = 0
+        for chunk in column.chunks:
+            stop = start + len(chunk)
+            if self.storage == "raw":
+                offset, count = chunk.offset * self._image_bytes, len(chunk) * self._image_bytes
+                values = np.frombuffer(chunk.buffers()[1], np.uint8, count, offset)
+                images_NHWC[start:stop] = values.reshape(len(chunk), *self.image_size, self.num_channels)
+            else:
+                with concurrent.futures.ThreadPoolExecutor(available_cpus()) as pool:
+                    for index, image_HWC in enumerate(pool.map(self._decode, chunk)):
+                        images_NHWC[start + index] = image_HWC
+            start = stop
+
+    def _decode(self, data: pa.Scalar) -> np.ndarray:
+        with Image.open(io.BytesIO(data.as_py()), formats=("PNG",)) as image:
+            return np.asarray(image).reshape(*self.image_size, self.num_channels)
+
+
+def read_record(folder: Folder) -> dict[str, Any]:
+    """The contents of ``dataset.json``, checked for its version.
+
+    Raises:
+        DatasetError: it is missing, damaged or of another version.
+    """
+    if not folder.exists(DATASET_FILE):
+        splits = [name for name in folder.folders() if folder.folder(name).exists(DATASET_FILE)]
+        mend = f"Open one of its splits: {', '.join(splits)}." if splits else "Make it first:  patchcert prepare"
+        raise DatasetError(f"{folder} is no prepared dataset: it has no {DATASET_FILE}\n  {mend}")
+    try:
+        record = json.loads(folder.read(DATASET_FILE))
+        version = record["schema_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(folder, f"{DATASET_FILE} cannot be read: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise DatasetError(
+            f"{folder} has format version {version}, but this program reads version {SCHEMA_VERSION}\n"
+            "  Prepare it again with this program, in another folder."
+        )
+    return dict(record)
+
+
+def digest_header(image_size: tuple[int, int], num_channels: int) -> bytes:
+    """What the dataset digest starts with, before the digests of all rows."""
+    return f"patchcert images {image_size[0]}x{image_size[1]}x{num_channels}\n".encode()
+
+
+def row_digest(image_id: str, label: int, pixels: bytes) -> bytes:
+    """sha256 of one image with its name and label, 32 bytes."""
+    digest = hashlib.sha256(f"{image_id}\0{label}\n".encode())
+    digest.update(pixels)
+    return digest.digest()
+
+
+def available_cpus() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes of memory this process can still use, within its control group where there is one."""
+    free = []
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
+            with open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
+                free.append(int(limit.read()) - int(used.read()))
+    except (OSError, ValueError, StopIteration):
+        pass  # no control group, no limit in it ("max"), or no Linux
+    return max(min(free), 0) if free else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _damaged(folder: Folder, problem: str) -> DatasetError:
+    return DatasetError(
+        f"the prepared dataset {folder} is damaged: {problem}\n  Delete the folder and prepare it again."
+    )

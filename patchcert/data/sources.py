@@ -1,0 +1,130 @@
+"""Where encoded images come from: a dataset and a location in; for each split its labelled images, in order, out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from patchcert.data.registry import DatasetSpec
+from patchcert.data.storage import Folder
+from patchcert.errors import DatasetError
+
+DATA_VARIABLE = "PATCHCERT_DATA"
+
+
+class SourceRow(NamedTuple):
+    """One labelled image as its source holds it.
+
+    Attributes:
+        image_id: unique and stable name.
+        data: the encoded file; None or empty when the source has no bytes for it.
+        label: class index; None when the source has none.
+        place: where to find it, for messages: file and row, or path.
+    """
+
+    image_id: str
+    data: bytes | None
+    label: int | None
+    place: str
+
+
+class RowSource(Protocol):
+    """All labelled images of one split of a source, in file order."""
+
+    class_names: tuple[str, ...]
+    fingerprint: str
+    has_generated_ids: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Number of images."""
+
+    def image_ids(self) -> pa.Array:
+        """Names of all images in file order, string array of ``num_rows``."""
+
+    def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
+        """The images at these ascending positions, one after the other, in bounded memory."""
+
+
+class Source(Protocol):
+    """A place that holds one or more splits of a dataset."""
+
+    uri: str
+    kind: str
+
+    def find(self, names: Iterable[str]) -> RowSource | None:
+        """The images of the first of these source splits that is there, else None."""
+
+    def available(self) -> list[str]:
+        """Names of the source splits that are there."""
+
+
+def fingerprint(entries: Iterable[tuple[str, int]]) -> str:
+    """Digest of file names and sizes: tells one source from another without reading its images."""
+    digest = hashlib.sha256()
+    for name, size in entries:
+        digest.update(f"{name}\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def open_source(spec: DatasetSpec, location: str | None) -> Source:
+    """Find the images of a dataset.
+
+    Args:
+        spec: the dataset.
+        location: folder or URI, "torchvision" or "torchvision:<folder>"; None: ``$PATCHCERT_DATA/<folder of the
+            dataset>``, else embedded images.
+
+    Raises:
+        DatasetError: nothing is there, or it is no dataset; the message says what to do.
+    """
+    # Each kind is imported where it is used, so that no reader is loaded that this dataset does not need.
+    if location is not None and (location == "torchvision" or location.startswith("torchvision:")):
+        from patchcert.data.torchvision_downloads import TorchvisionSource
+
+        return TorchvisionSource(spec, location.removeprefix("torchvision").removeprefix(":") or None)
+    if location is not None:
+        return _open_folder(spec, Folder(location))
+    root = os.environ.get(DATA_VARIABLE)
+    for name in spec.source_folders if root else ():
+        folder = Folder(root or "").folder(name)
+        if folder.exists():
+            return _open_folder(spec, folder)
+    if spec.embedded:
+        from patchcert.data.digits import DigitsSource
+
+        return DigitsSource(spec)
+    looked = " or ".join(f"{root}/{name}" for name in spec.source_folders) if root else f"${DATA_VARIABLE} (not set)"
+    mends = [
+        "--data.source FOLDER, where FOLDER holds <split>-*.parquet or <split>/<class>/<image> "
+        f"(splits: {', '.join('/'.join(names) for names in spec.source_splits.values())})"
+    ]
+    if spec.source_folders:
+        mends.append(f"or export {DATA_VARIABLE}=PARENT with that folder at PARENT/{spec.source_folders[0]}")
+    if spec.torchvision_class:
+        mends.append("or --data.source torchvision, to download it")
+    looked = f"looked in {looked}" if spec.source_folders else "no source was given"
+    raise DatasetError(f"the images of {spec.name} are missing: {looked}\n  Give " + "\n  ".join(mends))
+
+
+def _open_folder(spec: DatasetSpec, folder: Folder) -> Source:
+    from patchcert.data.image_folders import FolderSource
+    from patchcert.data.parquet_files import ParquetSource, find_parquet
+
+    if not folder.exists():
+        raise DatasetError(
+            f"the source folder of {spec.name} is missing: {folder}\n  Check data.source, or export {DATA_VARIABLE}."
+        )
+    if found := find_parquet(folder):
+        return ParquetSource(spec, *found)
+    if folder.folders():
+        return FolderSource(spec, folder)
+    raise DatasetError(
+        f"the source folder of {spec.name} holds no images: {folder}\n"
+        "  It needs <split>-*.parquet files, or <split>/<class>/<image>."
+    )

@@ -1,0 +1,185 @@
+"""Which images belong to a split: a source and a split name in, an ordered selection of its rows out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from patchcert.data.config import DataConfig
+from patchcert.data.registry import DatasetSpec
+from patchcert.data.sources import RowSource, Source, SourceRow
+from patchcert.errors import DatasetError, ImageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """The images of one split, in file order.
+
+    Attributes:
+        segments: for each part of the source its rows and the ascending positions taken from it, int64.
+    """
+
+    segments: tuple[tuple[RowSource, np.ndarray], ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of images, >= 1."""
+        return sum(len(rows) for _, rows in self.segments)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.segments[0][0].class_names
+
+    def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
+        """The images at these ascending positions within the split, one after the other."""
+        start = 0
+        for source, positions in self.segments:
+            first, last = np.searchsorted(rows, (start, start + len(positions)))
+            yield from source.read(positions[rows[first:last] - start])
+            start += len(positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSources:
+    """The parts of a source that a split is taken from; nothing but file names and sizes has been read yet.
+
+    Attributes:
+        dataset: its name.
+        split: train, validation, test or trainval.
+        sources: one or two parts of the source.
+        validation_size: training images held out, or None if this split does not depend on that.
+        validation_seed: chooses which ones, or None.
+        limit: take only so many images, or None.
+    """
+
+    dataset: str
+    split: str
+    sources: tuple[RowSource, ...]
+    validation_size: int | None
+    validation_seed: int | None
+    limit: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the names and sizes of the files behind this split."""
+        return "+".join(source.fingerprint for source in self.sources)
+
+    def select(self) -> SplitRows:
+        """Decide which images belong to the split.
+
+        Held out for validation are the training images whose names hash lowest under ``validation_seed``: a choice
+        that no order of files changes, and that grows with ``validation_size`` without exchanging images.
+
+        Raises:
+            DatasetError: the split is empty, or more is held out than there is.
+            ImageError: two images of the split share a name.
+        """
+        segments = [(source, np.arange(source.num_rows)) for source in self.sources]
+        if self.validation_size:
+            held_out = self._held_out(self.sources[0])
+            segments = [(self.sources[0], np.flatnonzero(held_out if self.split == "validation" else ~held_out))]
+        if sum(len(rows) for _, rows in segments) == 0:
+            raise DatasetError(f"the {self.split} split of {self.dataset} has no images\n  Check the source.")
+        if self.limit is not None:
+            segments = _first(segments, self.limit)
+        _check_names(self.split, segments)
+        return SplitRows(segments=tuple(segments))
+
+    def _held_out(self, train: RowSource) -> np.ndarray:
+        size = self.validation_size or 0
+        if size >= train.num_rows:
+            raise DatasetError(
+                f"{size} validation images cannot be held out of the {train.num_rows} training images of "
+                f"{self.dataset}\n  Set a smaller data.validation_size."
+            )
+        salt = f"patchcert validation {self.validation_seed}\0".encode()
+        ranks = [hashlib.sha256(salt + str(name).encode()).digest() for name in train.image_ids().to_pylist()]
+        held_out = np.zeros(train.num_rows, bool)
+        held_out[sorted(range(len(ranks)), key=ranks.__getitem__)[:size]] = True
+        return held_out
+
+
+def find_split(spec: DatasetSpec, config: DataConfig, source: Source, split: str) -> SplitSources:
+    """Find the parts of a source that a split is taken from.
+
+    The validation split is the source's own if it has one, else held out of the training images. "trainval" is the
+    training and the validation images together.
+
+    Raises:
+        DatasetError: no such split, the source lacks it, or the settings contradict the source.
+    """
+    if split not in spec.splits:
+        raise DatasetError(f"{spec.name} has no split {split!r}\n  Choose from: {', '.join(spec.splits)}.")
+    own_names = spec.source_splits.get("validation", ())
+    own_validation = source.find(own_names) if own_names and split != "test" else None
+    if own_validation is not None and config.validation_size is not None:
+        raise DatasetError(
+            f"data.validation_size is {config.validation_size}, but {source.uri} has a validation split of its own\n"
+            "  Leave data.validation_size out."
+        )
+    size = None
+    sources: tuple[RowSource, ...]
+    if split == "validation" and own_validation is not None:
+        sources = (own_validation,)
+    elif split == "trainval" and own_validation is not None:
+        sources = (_found(spec, source, "train"), own_validation)
+    else:
+        sources = (_found(spec, source, "test" if split == "test" else "train"),)
+        if split in ("train", "validation") and own_validation is None:
+            size = config.validation_size if config.validation_size is not None else spec.validation_size or 0
+    if size == 0 and split == "validation":
+        raise DatasetError(
+            f"{spec.name} has no validation images: validation_size is 0 and the source has no validation split\n"
+            "  Set data.validation_size, or ask for other splits."
+        )
+    return SplitSources(
+        dataset=spec.name,
+        split=split,
+        sources=sources,
+        validation_size=size,
+        validation_seed=None if size is None else config.validation_seed,
+        limit=config.limit,
+    )
+
+
+def _found(spec: DatasetSpec, source: Source, split: str) -> RowSource:
+    rows = source.find(spec.source_splits[split])
+    if rows is None:
+        raise DatasetError(
+            f"the {split} images of {spec.name} are missing: {source.uri} has "
+            f"{', '.join(source.available()) or 'nothing'}, but {' or '.join(spec.source_splits[split])} is needed\n"
+            "  Add them, or ask for other splits."
+        )
+    return rows
+
+
+def _first(segments: list[tuple[RowSource, np.ndarray]], limit: int) -> list[tuple[RowSource, np.ndarray]]:
+    kept = []
+    for source, rows in segments:
+        kept.append((source, rows[:limit]))
+        limit -= len(kept[-1][1])
+    return [segment for segment in kept if len(segment[1])]
+
+
+def _check_names(split: str, segments: list[tuple[RowSource, np.ndarray]]) -> None:
+    if all(source.has_generated_ids for source, _ in segments) and len(segments) == 1:
+        return
+    names = pa.concat_arrays([source.image_ids().take(pa.array(rows)) for source, rows in segments])
+    if names.null_count:
+        raise ImageError(
+            f"{names.null_count} images of the {split} split have no image_id\n  Fill the column, or drop it."
+        )
+    counts = pc.value_counts(names)
+    doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    if doubled:
+        first = np.flatnonzero(pc.equal(names, doubled[0]).to_numpy(zero_copy_only=False))
+        raise ImageError(
+            f"{len(doubled)} image names of the {split} split are not unique: {doubled[0]!r} is at rows "
+            f"{', '.join(str(row) for row in first[:5])}\n  Give every image its own image_id, or drop that column."
+        )

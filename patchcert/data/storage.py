@@ -1,0 +1,259 @@
+"""Folders on any file system pyarrow knows: in go names and bytes or tables, out come files that are whole or absent.
+
+The one place where data, vote tables and checkpoints touch a disk or an object store. A location is a local path or a
+URI (``file:///...``, ``s3://bucket/...``); a name is relative to its folder and may not leave it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from patchcert.errors import DatasetError, ResourceError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def write_error(location: str, error: OSError) -> ResourceError:
+    """The one clear message for a write that the disk refused.
+
+    Args:
+        location: path or URI that was being written.
+        error: what the file system said.
+    """
+    if error.errno in _FULL:
+        mend = (
+            "The disk or its quota is full: free some space or choose another folder; the same command then continues."
+        )
+    elif error.errno in _FORBIDDEN:
+        mend = "The folder is read-only for this user: choose another folder or change its permissions."
+    else:
+        mend = "Choose another folder, or mend this one; the same command then continues."
+    return ResourceError(f"cannot write {location}: {error.strerror or error}\n  {mend}")
+
+
+class Folder:
+    """A folder, existing or not, on a local disk or an object store.
+
+    Args:
+        location: local path or pyarrow file-system URI.
+
+    Raises:
+        ResourceError: the URI names no file system that can be reached.
+    """
+
+    def __init__(self, location: str | os.PathLike[str] | Folder) -> None:
+        location = location.uri if isinstance(location, Folder) else os.fspath(location)
+        self.uri: str
+        if "://" in location:
+            try:
+                self._filesystem, self._root = pafs.FileSystem.from_uri(location.rstrip("/"))
+            except (pa.ArrowException, ImportError, OSError, ValueError) as error:
+                raise ResourceError(
+                    f"cannot open {location}: {error}\n  Give a local folder, or a URI such as s3://bucket/folder."
+                ) from error
+            self.uri = location.rstrip("/")
+        else:
+            self._filesystem, self._root = pafs.LocalFileSystem(), os.path.abspath(location)
+            self.uri = self._root
+        self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        if self.is_local:
+            self.uri = self._root
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def path(self, name: str = "") -> str:
+        """Path of ``name`` inside the file system (for a local folder: its absolute path).
+
+        Raises:
+            DatasetError: the name is absolute or climbs out of the folder.
+        """
+        if not name:
+            return self._root
+        if name.startswith(("/", "\\")) or "://" in name or "\\" in name or ".." in name.split("/"):
+            raise DatasetError(
+                f"the file name {name!r} leaves its folder {self.uri}\n"
+                "  Names are relative to the folder that lists them; make the folder again."
+            )
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def folder(self, name: str) -> Folder:
+        """The folder ``name`` inside this one."""
+        self.path(name)
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file or folder ``name`` (default: this folder) is there."""
+        return bool(self._filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def files(self, *, recursive: bool = False) -> dict[str, int]:
+        """Names of all files and their sizes in bytes, sorted by name; empty when the folder is missing.
+
+        Hidden files (first letter ``.``), so also files that are still being written, are left out.
+        """
+        return {name: info.size for name, info in self._entries(recursive) if info.type == pafs.FileType.File}
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly inside, sorted; hidden ones are left out."""
+        return [name for name, info in self._entries(False) if info.type == pafs.FileType.Directory]
+
+    def _entries(self, recursive: bool) -> list[tuple[str, Any]]:
+        selector = pafs.FileSelector(self._root, allow_not_found=True, recursive=recursive)
+        start = len(self._root.rstrip("/")) + 1
+        entries = [(info.path[start:], info) for info in self._filesystem.get_file_info(selector)]
+        return sorted((e for e in entries if not any(p.startswith(".") for p in e[0].split("/"))), key=lambda e: e[0])
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file for reading at any position; local files are memory-mapped. Use it in a ``with``."""
+        path = self.path(name)
+        if self.is_local and os.path.getsize(path):
+            return pa.memory_map(path)
+        return self._filesystem.open_input_file(path)
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one file."""
+        with self._filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, data: bytes | pa.Table) -> None:
+        """Write a file atomically; a table becomes Parquet (zstd).
+
+        Raises:
+            ResourceError: full disk, read-only folder or any other refusal; nothing is left behind.
+        """
+        with self.writer(name) as sink:
+            if isinstance(data, pa.Table):
+                pq.write_table(data, sink, compression="zstd")
+            else:
+                sink.write(data)
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """A binary file to write; it takes its name when the block ends well, and vanishes when it does not.
+
+        Local files are written under a temporary name, synced and renamed. Object stores get one upload from memory
+        at the end, because their streams publish what was written so far when an error closes them.
+
+        Raises:
+            ResourceError: full disk, read-only folder or any other refusal; nothing is left behind.
+        """
+        location = f"{self.uri}/{name}"
+        if not self.is_local:
+            memory = io.BytesIO()
+            yield memory
+            try:
+                with self._filesystem.open_output_stream(self.path(name)) as stream:
+                    stream.write(memory.getbuffer())
+            except OSError as error:
+                raise write_error(location, error) from error
+            return
+        final = self.path(name)
+        parent, base = os.path.split(final)
+        temporary = os.path.join(parent, f".{base}.{_writer_mark()}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            os.makedirs(parent, exist_ok=True)
+            raw = open(temporary, "wb")
+        except OSError as error:
+            raise write_error(location, error) from error
+        try:
+            sink = _Sink(raw, location)
+            yield sink  # type: ignore[misc]
+            try:
+                raw.flush()
+                os.fsync(raw.fileno())
+                raw.close()
+                os.replace(temporary, final)
+            except OSError as error:
+                raise write_error(location, error) from error
+        except BaseException:
+            with contextlib.suppress(OSError):
+                raw.close()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Delete one file; no error when it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(self.path(name))
+
+    def remove_stale_temporaries(self) -> None:
+        """Delete what killed processes of this machine left half-written directly in this folder."""
+        if not self.is_local or not os.path.isdir(self._root):
+            return
+        for base in os.listdir(self._root):
+            parts = base.split(".")
+            if not (base.startswith(".") and base.endswith(".tmp") and len(parts) >= 5):
+                continue
+            host, _, process = parts[-3].rpartition("-")
+            if host == _host() and process.isdigit() and not _is_alive(int(process)):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self._root, base))
+
+
+def atomic_write(location: str | os.PathLike[str], data: bytes | pa.Table) -> None:
+    """Write one file, named by path or URI, whole or not at all; see :meth:`Folder.write`."""
+    parent, _, name = os.fspath(location).rpartition("/")
+    Folder(parent or ".").write(name, data)
+
+
+class _Sink(io.RawIOBase):
+    """A file whose write errors are the user's message; errors of the caller's own code pass untouched."""
+
+    def __init__(self, raw: Any, location: str) -> None:
+        super().__init__()
+        self._raw = raw
+        self._location = location
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(self._raw.write(data))
+        except OSError as error:
+            raise write_error(self._location, error) from error
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+    def flush(self) -> None:
+        if self._raw.closed:
+            return
+        try:
+            self._raw.flush()
+        except OSError as error:
+            raise write_error(self._location, error) from error
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_") or "host"
+
+
+def _writer_mark() -> str:
+    return f"{_host()}-{os.getpid()}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
