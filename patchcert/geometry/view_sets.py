@@ -1,0 +1,120 @@
+"""What every view set can tell: how many views there are, what they retain, which of them a patch can touch."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from patchcert.errors import GeometryError
+from patchcert.geometry.affected import AffectedViews, ListedViews
+from patchcert.geometry.patches import Patch
+from patchcert.geometry.sizes import Size
+
+
+class ViewSet(ABC):
+    """All views of an image, in a fixed order; concrete sets are frozen dataclasses, equal by value.
+
+    A view *retains* a set of pixels. It is *affected* by a patch at a placement when a retained pixel lies in the
+    patch. Placements are the positions of the patch's box inside the image, in row-major order.
+    """
+
+    kind: ClassVar[str]
+    image_size: Size
+
+    @property
+    @abstractmethod
+    def num_views(self) -> int:
+        """Number of views, V."""
+
+    @property
+    def view_size(self) -> Size:
+        """(height, width) of the tensor that the base classifier gets, in pixels."""
+        return self.image_size
+
+    @abstractmethod
+    def retained(self, view_indices: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Return the pixels that the given views retain, boolean, shape (len(view_indices), H, W)."""
+
+    @abstractmethod
+    def incidence(self, patch: Patch) -> npt.NDArray[np.bool_]:
+        """Return which views each placement affects, boolean, shape (P placements in row-major order, V).
+
+        Dense: use it for small geometries; certificates use ``affected_views``, which never builds it for grids.
+
+        Raises:
+            GeometryError: the patch is larger than the image.
+        """
+
+    def affected_counts(self, patch: Patch) -> npt.NDArray[np.int64]:
+        """Return the number of views that each placement affects, int64, shape (P,), row-major.
+
+        Raises:
+            GeometryError: the patch is larger than the image.
+        """
+        return self.incidence(patch).sum(axis=1, dtype=np.int64)
+
+    def affected(self, patch: Patch) -> int:
+        """Return the most views that one placement affects (Delta), by enumeration of all placements.
+
+        Raises:
+            GeometryError: the patch is larger than the image.
+        """
+        return int(self.affected_counts(patch).max())
+
+    def affected_probability(self, patch: Patch) -> float:
+        """Return the greatest probability, over placements, that a view drawn uniformly is affected."""
+        return self.affected(patch) / self.num_views
+
+    def affected_views(self, patch: Patch) -> AffectedViews:
+        """Return the affected views of every placement that matters, in the form that certificates sum over.
+
+        Placements whose affected views are a subset of another placement's are left out where that is seen cheaply.
+
+        Raises:
+            GeometryError: the patch is larger than the image.
+        """
+        return _affected_views(self, patch)
+
+    def _make_affected_views(self, patch: Patch) -> AffectedViews:
+        return ListedViews(self.incidence(patch))
+
+    def identity(self) -> dict[str, Any]:
+        """Return kind and every field as JSON values; ``view_set_from_identity`` makes an equal view set of it."""
+        fields = {f.name: _json_value(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"kind": self.kind, **fields}
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return the view set in a few words for tables and messages."""
+
+
+def check_indices(view_indices: npt.ArrayLike, num_views: int) -> npt.NDArray[np.int64]:
+    """Return view indices as int64, shape (n,).
+
+    Raises:
+        GeometryError: an index is not in [0, num_views).
+    """
+    indices = np.atleast_1d(np.asarray(view_indices)).astype(np.int64)
+    if indices.size and (indices.min() < 0 or indices.max() >= num_views):
+        raise GeometryError(
+            f"View indices from {indices.min()} to {indices.max()} were asked for, but there are {num_views} views.\n"
+            f"  Use indices from 0 to {num_views - 1}."
+        )
+    return indices
+
+
+@lru_cache(maxsize=256)
+def _affected_views(views: ViewSet, patch: Patch) -> AffectedViews:
+    return views._make_affected_views(patch)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, ViewSet):
+        return value.identity()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_json_value(part) for part in value]
+    return value
