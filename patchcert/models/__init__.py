@@ -1,0 +1,1 @@
+"""Base classifiers, one file per family, and their checkpoints."""

@@ -1,0 +1,152 @@
+"""A base classifier in, a folder of weights.safetensors + config.json out, and back; nothing in it is ever executed."""
+
+import hashlib
+import json
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from patchcert.data.storage import Folder
+from patchcert.errors import CheckpointError
+from patchcert.geometry import view_set_from_identity
+from patchcert.models.classifier import BaseClassifier
+from patchcert.models.config import ClassifierConfig
+
+_FORMAT = 1
+_WEIGHTS, _CONFIG = "weights.safetensors", "config.json"
+
+
+def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict[str, Any]) -> str:
+    """Writes a checkpoint; it becomes one only when its last file is there.
+
+    Args:
+        classifier: what to save.
+        folder: where to; a checkpoint that is there is replaced.
+        provenance: JSON-able facts that do not change what the model computes (recipe, dataset, loss, time ...).
+
+    Returns:
+        The checkpoint's digest, see ``checkpoint_digest``.
+    """
+    weights = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    )
+    config = {
+        "format": _FORMAT,
+        "classifier": classifier.config.to_json(),
+        "views": classifier.views.identity(),
+        "image_channels": classifier.image_channels,
+        "num_classes": classifier.num_classes,
+    }
+    config["digest"] = _digest(config, weights)
+    config["provenance"] = provenance
+    # config.json comes last: a folder without it is no checkpoint.
+    folder.remove(_CONFIG)
+    folder.write(_WEIGHTS, weights)
+    folder.write(_CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
+    return str(config["digest"])
+
+
+def read_checkpoint_config(folder: Folder) -> dict[str, Any]:
+    """Reads config.json of a checkpoint folder without touching the weights.
+
+    Raises:
+        CheckpointError: no such folder, not a checkpoint, or a format of another version.
+    """
+    path = f"{folder}/{_CONFIG}"
+    try:
+        config = json.loads(folder.read(_CONFIG))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint: {_CONFIG} is missing.\n  Train one:  patchcert train RECIPE"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.\n  Train again or restore the folder.") from None
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}, this version reads format {_FORMAT}.\n"
+            "  Use the version of patchcert that wrote it, or train again."
+        )
+    return config
+
+
+def load_checkpoint(
+    folder: Folder, *, classifier: ClassifierConfig | None = None, views: Any = None, num_classes: int | None = None
+) -> BaseClassifier:
+    """Loads a base classifier and refuses one that was made for something else.
+
+    A network named ``package.module:function`` is imported only when ``classifier`` asks for that very name: what is
+    written in a checkpoint alone never makes code run.
+
+    Args:
+        folder: a checkpoint folder.
+        classifier: the expected network and encoding, or None to take the checkpoint's.
+        views: the expected view set, or None.
+        num_classes: the expected number of classes, or None.
+
+    Returns:
+        The classifier on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or made for another network, encoding, view set or class count.
+    """
+    config = read_checkpoint_config(folder)
+    made_with = ClassifierConfig.from_json(config["classifier"])
+    made_views = view_set_from_identity(config["views"])
+    if classifier is not None and classifier.to_json() != made_with.to_json():
+        differing = [key for key, value in classifier.to_json().items() if made_with.to_json()[key] != value]
+        details = "; ".join(
+            f"{key} {made_with.to_json()[key]!r}, asked {classifier.to_json()[key]!r}" for key in differing
+        )
+        raise CheckpointError(
+            f"{folder} holds another model: {details}.\n  Train the one asked for:  patchcert train RECIPE"
+        )
+    if views is not None and views != made_views:
+        raise CheckpointError(
+            f"{folder} was trained on {made_views.describe()}, but {views.describe()} are asked for.\n"
+            "  Train a model for these views:  patchcert train RECIPE, with the same overrides"
+        )
+    if num_classes is not None and num_classes != config["num_classes"]:
+        raise CheckpointError(
+            f"{folder} tells {config['num_classes']} classes apart, the dataset has {num_classes}.\n"
+            "  Train a model on this dataset, or choose the dataset it was trained on."
+        )
+    if classifier is None and ":" in made_with.network and not made_with.network.startswith("torchvision:"):
+        raise CheckpointError(
+            f"{folder} names the network {made_with.network!r}, code that a checkpoint alone may not run.\n"
+            f"  Ask for it by name:  --classifier.network {made_with.network}"
+        )
+    model = BaseClassifier(made_with, made_views, config["image_channels"], config["num_classes"])
+    try:
+        raw = folder.read(_WEIGHTS)
+        weights = safetensors.torch.load(raw)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder}/{_WEIGHTS} cannot be read: {error}.\n  Restore it or train again.") from None
+    if _digest(config, raw) != config["digest"]:
+        raise CheckpointError(
+            f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
+            f"{str(config['digest'])[:12]} in {_CONFIG}.\n  Restore the folder or train again."
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: weights do not fit the network {made_with.network!r}: {error}") from None
+    return model.eval()
+
+
+def _digest(config: dict[str, Any], weights: bytes) -> str:
+    """sha256 over all that changes what the model computes: weights, network, encoding, views, classes."""
+    computes = {key: value for key, value in config.items() if key not in ("digest", "provenance")}
+    canonical = json.dumps(computes, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(canonical + b"\0" + weights).hexdigest()
+
+
+def initial_classifier(
+    config: ClassifierConfig, views: Any, image_channels: int, num_classes: int, seed: int
+) -> BaseClassifier:
+    """A classifier with the start weights that belong to a seed; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BaseClassifier(config, views, image_channels, num_classes)

@@ -1,0 +1,51 @@
+"""uint8 images and view numbers in, logits of those views out: the view cutter and the network as one module."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchcert.models.config import ClassifierConfig
+from patchcert.models.networks import build_network
+from patchcert.views.cutting import ViewCutter
+
+
+class BaseClassifier(nn.Module):
+    """Classifies single views of images.
+
+    Attributes:
+        views: the view set it was built for.
+        config: network and encoding.
+        num_classes: number of logits.
+        cutter: cuts and encodes views on the device.
+        network: module from views (B, C', h, w) to logits (B, num_classes).
+    """
+
+    def __init__(self, config: ClassifierConfig, views: Any, image_channels: int, num_classes: int) -> None:
+        """Builds the classifier with fresh weights (drawn from torch's generator: seed it first).
+
+        Raises:
+            ModelError: the settings do not fit together.
+        """
+        super().__init__()
+        self.config = config
+        self.views = views
+        self.image_channels = image_channels
+        self.num_classes = num_classes
+        self.cutter = ViewCutter(views, config.encoding, image_channels)
+        self.network = build_network(config, self.cutter.num_input_channels, views.view_size, num_classes)
+        self.network.to(memory_format=torch.channels_last)
+
+    def forward(self, images_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
+        """Scores n views of each image.
+
+        Args:
+            images_BCHW: uint8 (B, C, H, W), or float in [0, 1].
+            views_Bn: int64 (B, n), or (1, n) for the same views of each image.
+
+        Returns:
+            float32 logits (B, n, num_classes).
+        """
+        pixels_BCHW = self.cutter.encode(images_BCHW)
+        views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
+        return self.network(views).float().view(len(images_BCHW), views_Bn.shape[1], self.num_classes)

@@ -1,0 +1,58 @@
+"""What a base classifier is made of. Settings only, no torch."""
+
+import dataclasses
+from typing import Any
+
+from patchcert.errors import ModelError
+from patchcert.views.encoding import EncodingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A network and the encoding of its input."""
+
+    network: str = "resnet9"
+    """drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME (resnet50, ...), or your own package.module:function."""
+    width: float = 1.0
+    """Multiplies the number of channels of drs-mnist-cnn, resnet9 and resnet18-small; no effect is refused elsewhere."""
+    dropout: float = 0.0
+    """Dropout before the last layer of drs-mnist-cnn and resnet9, in [0, 1)."""
+    pretrained: bool = False
+    """Start a torchvision network from its published weights (needs a network or a filled torch cache)."""
+    encoding: EncodingConfig = dataclasses.field(default_factory=EncodingConfig)
+    """How pixels reach the network."""
+
+    def __post_init__(self) -> None:
+        """Checks the settings against each other."""
+        if self.width <= 0:
+            raise ModelError(f"classifier: width multiplies the number of channels and must be > 0, not {self.width}.")
+        if not 0 <= self.dropout < 1:
+            raise ModelError(f"classifier: dropout must lie in [0, 1), not {self.dropout}.")
+        if ":" in self.network and (self.width != 1.0 or self.dropout):
+            raise ModelError(
+                f"classifier: width and dropout have no effect on {self.network!r} "
+                f"(width {self.width}, dropout {self.dropout}).\n  Leave them at 1 and 0."
+            )
+        if self.pretrained and not self.network.startswith("torchvision:"):
+            raise ModelError(
+                f"classifier: {self.network!r} has no published weights; pretrained needs a torchvision:NAME network."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """What the network computes depends on, as plain JSON values (the start weights do not count)."""
+        return {
+            "network": self.network,
+            "width": self.width,
+            "dropout": self.dropout,
+            "encoding": self.encoding.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ClassifierConfig":
+        """Reads what ``to_json`` wrote."""
+        return cls(
+            network=values["network"],
+            width=values["width"],
+            dropout=values["dropout"],
+            encoding=EncodingConfig.from_json(values["encoding"]),
+        )

@@ -1,0 +1,95 @@
+"""A network's name and its input's shape in, a module from views (B, C, h, w) to logits (B, num_classes) out."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from patchcert.errors import ModelError
+from patchcert.models.config import ClassifierConfig
+from patchcert.models.drs_mnist_cnn import drs_mnist_cnn
+from patchcert.models.resnet9 import resnet9
+from patchcert.models.torchvision_networks import resnet18_small, torchvision_network
+
+_Builder = Callable[[ClassifierConfig, int, tuple[int, int], int], nn.Module]
+
+NETWORKS: dict[str, _Builder] = {
+    "drs-mnist-cnn": drs_mnist_cnn,
+    "resnet9": resnet9,
+    "resnet18-small": resnet18_small,
+}
+
+
+def build_network(
+    config: ClassifierConfig, num_input_channels: int, view_size: tuple[int, int], num_classes: int
+) -> nn.Module:
+    """Builds a base classifier's network with fresh weights and checks it on one blank view.
+
+    Args:
+        config: names the network: one of ``NETWORKS``, ``torchvision:NAME``, or ``package.module:function``, a callable
+            that takes (num_input_channels, view_size, num_classes) and returns a module.
+        num_input_channels: channels of a view, after encoding.
+        view_size: height and width of a view in pixels.
+        num_classes: number of logits, >= 2.
+
+    Returns:
+        A module: float (B, num_input_channels, *view_size) -> logits (B, num_classes).
+
+    Raises:
+        ModelError: unknown name, views too small for the network, or logits of another shape.
+    """
+    name = config.network
+    if name.startswith("torchvision:"):
+        network = torchvision_network(config, num_input_channels, view_size, num_classes)
+    elif ":" in name:
+        network = _custom_network(name, num_input_channels, view_size, num_classes)
+    elif name in NETWORKS:
+        network = NETWORKS[name](config, num_input_channels, view_size, num_classes)
+    else:
+        near = difflib.get_close_matches(name, NETWORKS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(
+            f"classifier: there is no network {name!r}.{hint}\n"
+            f"  Known: {', '.join(NETWORKS)}, torchvision:NAME, or your own package.module:function."
+        )
+    _check_logits(network, name, num_input_channels, view_size, num_classes)
+    return network
+
+
+def _custom_network(name: str, num_input_channels: int, view_size: tuple[int, int], num_classes: int) -> nn.Module:
+    module_name, _, function_name = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"classifier: cannot load {name!r}: {error}.\n"
+            "  Name a function on the Python path as package.module:function; it takes "
+            "(num_input_channels, view_size, num_classes) and returns a torch module."
+        ) from error
+    network = build(num_input_channels, view_size, num_classes)
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"classifier: {name!r} returned {type(network).__name__}, not a torch.nn.Module.")
+    return network
+
+
+def _check_logits(
+    network: nn.Module, name: str, num_input_channels: int, view_size: tuple[int, int], num_classes: int
+) -> None:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(2, num_input_channels, *view_size))
+    except RuntimeError as error:
+        raise ModelError(
+            f"classifier: {name!r} cannot read views of {view_size[0]}x{view_size[1]} with {num_input_channels} "
+            f"channels: {str(error).splitlines()[0]}\n  Choose larger views or another network."
+        ) from error
+    network.train(was_training)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(
+            f"classifier: {name!r} returns {shape} for two views; logits of shape (2, {num_classes}) are needed."
+        )

@@ -1,0 +1,1 @@
+"""Images in, the votes-to-be of all their views out."""

@@ -1,0 +1,35 @@
+"""How views are scored. Settings only, no torch."""
+
+import dataclasses
+from typing import Literal
+
+from patchcert.errors import ModelError
+
+# A chunk holds about as many pixels as 32 views of 224x224: large enough to fill a GPU, small enough for a laptop.
+_CHUNK_PIXELS = 32 * 224 * 224
+_MAX_CHUNK_VIEWS = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictionConfig:
+    """Settings of the scoring pass."""
+
+    score_floor: float = 0.1
+    """Scores below this are not stored; every vote_threshold from here up is answered exactly. 0: store top classes only."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network. bfloat16 is faster on GPUs and may change votes, so it is part of the table's identity."""
+    chunk_views: int = 0
+    """Views in one forward pass; 0 chooses by the size of a view. Bounds the memory of the stage."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 0 <= self.score_floor <= 1:
+            raise ModelError(f"prediction: score_floor is a softmax score in [0, 1], not {self.score_floor}.")
+        if self.chunk_views < 0:
+            raise ModelError(f"prediction: chunk_views must be positive, or 0 to choose; not {self.chunk_views}.")
+
+    def views_per_chunk(self, view_size: tuple[int, int]) -> int:
+        """Views in one forward pass for views of a size."""
+        if self.chunk_views:
+            return self.chunk_views
+        return max(1, min(_MAX_CHUNK_VIEWS, _CHUNK_PIXELS // (view_size[0] * view_size[1])))

@@ -1,0 +1,115 @@
+"""A base classifier and uint8 images in; per view the top class and the once-rounded scores above a floor out."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from patchcert.errors import ModelError
+from patchcert.models.classifier import BaseClassifier
+from patchcert.prediction.config import PredictionConfig
+from patchcert.votes.scores import SCORE_SCALE, rounded_score
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredViews:
+    """What a vote table stores of N images; see ``patchcert.votes.table``.
+
+    Attributes:
+        top_classes_NV: uint16, class of the highest score, the lower class on a tie.
+        num_entries_NV: uint16, how many scores of each view reach the floor; None without a floor.
+        entry_classes: uint16, classes of those scores, view by view in ascending class order.
+        entry_scores: uint16, the scores in units of 1 / SCORE_SCALE.
+    """
+
+    top_classes_NV: np.ndarray
+    num_entries_NV: np.ndarray | None
+    entry_classes: np.ndarray | None
+    entry_scores: np.ndarray | None
+
+
+@torch.inference_mode()
+def score_views(
+    classifier: BaseClassifier,
+    images_NHWC: np.ndarray,
+    config: PredictionConfig,
+    device: torch.device,
+    image_ids: Sequence[str] | None = None,
+) -> ScoredViews:
+    """Scores every view of every image.
+
+    Forward passes have one fixed shape (the last chunk is padded and cut), so a score depends on the image and not on
+    how many images came with it.
+
+    Args:
+        classifier: in evaluation mode, on ``device``.
+        images_NHWC: uint8, shape (N, H, W, C).
+        config: floor, precision and chunk size.
+        device: where to compute.
+        image_ids: names for error messages.
+
+    Returns:
+        The scored views of the N images, in order.
+
+    Raises:
+        ModelError: a score that is not finite; names the images.
+    """
+    num_views, num_classes = classifier.views.num_views, classifier.num_classes
+    chunk = min(config.views_per_chunk(classifier.views.view_size), num_views * max(1, len(images_NHWC)))
+    chunk_images = max(1, chunk // num_views)
+    chunk_views = min(chunk, num_views)
+    floor = rounded_score(config.score_floor) if config.score_floor > 0 else None
+    images = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))
+    top_classes = np.empty((len(images), num_views), dtype=np.uint16)
+    num_entries = np.zeros((len(images), num_views), dtype=np.uint16)
+    classes_of_chunk: list[np.ndarray] = []
+    scores_of_chunk: list[np.ndarray] = []
+    view_starts = range(0, num_views, chunk_views)
+    for first in range(0, len(images), chunk_images):
+        batch = images[first : first + chunk_images]
+        real = len(batch)
+        if real < chunk_images:
+            batch = torch.cat([batch, batch.new_zeros(chunk_images - real, *batch.shape[1:])])
+        batch = batch.to(device, non_blocking=True)
+        pixels_BCHW = classifier.cutter.encode(batch)
+        for start in view_starts:
+            views_1n = (torch.arange(start, start + chunk_views, device=device) % num_views)[None]
+            real_views = min(chunk_views, num_views - start)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                inputs = classifier.cutter.cut(pixels_BCHW, views_1n).contiguous(memory_format=torch.channels_last)
+                logits = classifier.network(inputs).float()
+            logits_BnK = logits.view(chunk_images, chunk_views, num_classes)[:real, :real_views]
+            _check_finite(logits_BnK, first, image_ids)
+            # argmax returns the first of equal values: the lower class wins a tie.
+            where = np.s_[first : first + real, start : start + real_views]
+            top_classes[where] = logits_BnK.argmax(dim=2).cpu().numpy()
+            if floor is not None:
+                scores_BnK = torch.round(logits_BnK.softmax(dim=2) * SCORE_SCALE).to(torch.int32)
+                reaches_BnK = scores_BnK >= floor
+                num_entries[where] = reaches_BnK.sum(dim=2).cpu().numpy()
+                classes_of_chunk.append(reaches_BnK.nonzero()[:, 2].cpu().numpy().astype(np.uint16))
+                scores_of_chunk.append(scores_BnK[reaches_BnK].cpu().numpy().astype(np.uint16))
+    # Chunks of one image follow each other and an image is never split across groups of images, so that plain
+    # concatenation keeps entries in (image, view, class) order.
+    if floor is None:
+        return ScoredViews(top_classes_NV=top_classes, num_entries_NV=None, entry_classes=None, entry_scores=None)
+    empty = np.empty(0, dtype=np.uint16)
+    return ScoredViews(
+        top_classes_NV=top_classes,
+        num_entries_NV=num_entries,
+        entry_classes=np.concatenate([empty, *classes_of_chunk]),
+        entry_scores=np.concatenate([empty, *scores_of_chunk]),
+    )
+
+
+def _check_finite(logits_BnK: torch.Tensor, first: int, image_ids: Sequence[str] | None) -> None:
+    finite_B = logits_BnK.isfinite().all(dim=2).all(dim=1)
+    if not finite_B.all():
+        rows = (~finite_B).nonzero()[:, 0].tolist()
+        names = [image_ids[first + row] if image_ids is not None else f"row {first + row}" for row in rows]
+        shown = ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ModelError(
+            f"the base classifier returned scores that are not finite for {shown}.\n"
+            "  Check the checkpoint (a diverged training?) or use --prediction.precision float32"
+        )

@@ -1,0 +1,341 @@
+"""Named complete runs: a name such as column4-cifar10 in, dataset, defense, training and questions out. No torch."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable
+
+from patchcert.data import DataConfig
+from patchcert.data.registry import dataset_spec
+from patchcert.defenses import DEFENSES, Views
+from patchcert.errors import RecipeError
+from patchcert.models.config import ClassifierConfig
+from patchcert.prediction.config import PredictionConfig
+from patchcert.studies.questions import StudyConfig
+from patchcert.training.config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One complete run; every field can be overridden on the command line."""
+
+    name: str
+    """Name of the recipe; results are filed under it."""
+    data: DataConfig
+    """Dataset and its preparation."""
+    views: Views
+    """View set of the defense."""
+    classifier: ClassifierConfig
+    """Base classifier and the encoding of its input."""
+    training: TrainingConfig
+    """Training of the base classifier."""
+    prediction: PredictionConfig
+    """Scoring of all views."""
+    study: StudyConfig
+    """Questions answered from the vote table."""
+
+    def __post_init__(self) -> None:
+        """Checks what no part can check alone."""
+        spec = dataset_spec(self.data.dataset)
+        resize = self.data.resize or spec.default_resize
+        if resize == "none" and spec.native_size not in (None, self.views.image_size):
+            native, asked = spec.native_size, self.views.image_size
+            assert native is not None
+            raise RecipeError(
+                f"{self.name}: {self.data.dataset} has images of {native[0]}x{native[1]}, but the views are cut out of "
+                f"{asked[0]}x{asked[1]}.\n  Set --views.image-size {native[0]} {native[1]}, or --data.resize stretch"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeFamily:
+    """Recipes that differ in the size of their views.
+
+    Attributes:
+        defense: name of the defense.
+        dataset: word for the dataset in the recipe's name.
+        sizes: sizes worth running, the best known first.
+        build: size -> recipe.
+        summary: one line for lists.
+    """
+
+    defense: str
+    dataset: str
+    sizes: tuple[int, ...]
+    build: Callable[[int], Recipe]
+    summary: str
+
+
+_FAMILIES: dict[tuple[str, str], RecipeFamily] = {}
+_NAME = re.compile(r"(?P<defense>[a-z]+?)(?P<size>\d+)-(?P<dataset>[a-z0-9-]+)")
+
+
+def recipe_family(
+    defense: str, dataset: str, sizes: tuple[int, ...]
+) -> Callable[[Callable[[str, int], Recipe]], Callable[[str, int], Recipe]]:
+    """Registers a function (defense name, size) -> recipe under ``<defense><size>-<dataset>``.
+
+    The first line of its docstring is what ``patchcert list`` prints.
+    """
+
+    def register(build: Callable[[str, int], Recipe]) -> Callable[[str, int], Recipe]:
+        _FAMILIES[defense, dataset] = RecipeFamily(
+            defense=defense,
+            dataset=dataset,
+            sizes=sizes,
+            build=lambda size: build(defense, size),
+            summary=(build.__doc__ or "").strip().splitlines()[0],
+        )
+        return build
+
+    return register
+
+
+def recipe_families() -> list[RecipeFamily]:
+    """All registered families, in order of registration."""
+    return list(_FAMILIES.values())
+
+
+def find_recipe(name: str) -> Recipe:
+    """Builds a recipe by name.
+
+    Any size works where a family is known: ``column5-cifar10`` as well as the listed ``column4-cifar10``.
+
+    Raises:
+        RecipeError: no such recipe; names the nearest.
+    """
+    match = _NAME.fullmatch(name)
+    family = _FAMILIES.get((match["defense"], match["dataset"])) if match else None
+    if match is None or family is None:
+        known = [recipe_name(family, size) for family in _FAMILIES.values() for size in family.sizes]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise RecipeError(f"there is no recipe {name!r}.{hint}\n  See them all:  patchcert list")
+    return family.build(int(match["size"]))
+
+
+def recipe_name(family: RecipeFamily, size: int) -> str:
+    """Name of a family's member."""
+    return f"{family.defense}{size}-{family.dataset}"
+
+
+_SQUARES_32 = ("1x1", "2x2", "3x3", "4x4", "5x5", "6x6", "7x7", "8x8")
+_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _assemble(
+    defense_name: str,
+    size: int,
+    *,
+    word: str,
+    data: DataConfig,
+    image_size: tuple[int, int],
+    classifier: ClassifierConfig,
+    training: TrainingConfig,
+    prediction: PredictionConfig | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    patches: tuple[str, ...] = _SQUARES_32,
+    num_draws: tuple[int, ...] = (64, 128, 256, 512),
+) -> Recipe:
+    defense = DEFENSES[defense_name]
+    crops = defense_name == "crop"
+    views = defense.views(image_size, size)
+    draws = tuple(n for n in num_draws if n <= views.num_views)
+    return Recipe(
+        name=f"{defense_name}{size}-{word}",
+        data=data,
+        views=views,
+        classifier=dataclasses.replace(classifier, encoding=dataclasses.replace(defense.encoding, mean=mean, std=std)),
+        training=training,
+        # Randomized cropping counts top classes only; the DRS tables ask for thresholds from 0.1 up.
+        prediction=prediction or PredictionConfig(score_floor=0.0 if crops else 0.1),
+        study=StudyConfig(
+            patches=patches,
+            vote_thresholds=() if crops else _THRESHOLDS,
+            certificates=defense.certificates,
+            num_draws=draws if crops else (),
+        ),
+    )
+
+
+@recipe_family("column", "digits", (4, 3, 6))
+@recipe_family("row", "digits", (4,))
+@recipe_family("block", "digits", (12,))
+@recipe_family("crop", "digits", (12, 16))
+def digits(defense: str, size: int) -> Recipe:
+    """The bundled 1,797 handwritten digits at 32x32: seconds to train, for a first look and for tests."""
+    crops = defense == "crop"
+    return _assemble(
+        defense,
+        size,
+        word="digits",
+        data=DataConfig(dataset="digits"),
+        image_size=(32, 32),
+        classifier=ClassifierConfig(network="resnet9" if crops else "drs-mnist-cnn", width=0.25 if crops else 0.5),
+        training=TrainingConfig(epochs=40, batch_size=64, learning_rate=0.05, views_per_image=4, checkpoint_every=10),
+        num_draws=(64, 128, 256),
+    )
+
+
+@recipe_family("column", "mnist", (2, 1, 3, 4, 5, 6))
+@recipe_family("row", "mnist", (2,))
+@recipe_family("block", "mnist", (8,))
+@recipe_family("crop", "mnist", (10,))
+def mnist(defense: str, size: int) -> Recipe:
+    """MNIST with the network of DRS and a one-cycle schedule: about half an hour on two CPU cores."""
+    crops = defense == "crop"
+    return _assemble(
+        defense,
+        size,
+        word="mnist",
+        data=DataConfig(dataset="mnist"),
+        image_size=(28, 28),
+        classifier=ClassifierConfig(network="resnet9" if crops else "drs-mnist-cnn", width=0.5 if crops else 1.0),
+        # Band width and threshold are the published ones, so that no choice needs the held-out images.
+        training=TrainingConfig(
+            epochs=60, batch_size=128, learning_rate=0.05, weight_decay=5e-4, split="trainval", checkpoint_every=5
+        ),
+        patches=("1x1", "2x2", "3x3", "4x4", "5x5", "6x6", "7x7"),
+        num_draws=(64, 128, 256),
+    )
+
+
+@recipe_family("column", "mnist-published", (2,))
+@recipe_family("row", "mnist-published", (2,))
+@recipe_family("block", "mnist-published", (8,))
+def mnist_published(defense: str, size: int) -> Recipe:
+    """MNIST as published by DRS: 400 epochs of SGD in two steps, one band position a batch."""
+    recipe = mnist(defense, size)
+    return dataclasses.replace(
+        recipe,
+        name=f"{recipe.name}-published",
+        training=TrainingConfig(
+            epochs=400,
+            batch_size=128,
+            learning_rate=0.01,
+            nesterov=False,
+            weight_decay=5e-4,
+            schedule="steps",
+            milestones=(0.5,),
+            view_sampling="batch",
+            split="trainval",
+            checkpoint_every=10,
+        ),
+    )
+
+
+@recipe_family("column", "cifar10", (4, 1, 2, 3, 5, 6, 7, 8))
+@recipe_family("row", "cifar10", (4,))
+@recipe_family("block", "cifar10", (12,))
+@recipe_family("crop", "cifar10", (10, 6, 8, 12, 14, 16))
+def cifar10(defense: str, size: int) -> Recipe:
+    """CIFAR-10 with the published networks and 30 epochs of a one-cycle schedule: a GPU's coffee break."""
+    published = cropping_cifar10 if defense == "crop" else smoothing_cifar10
+    recipe = published(defense, size)
+    return dataclasses.replace(
+        recipe,
+        name=f"{defense}{size}-cifar10",
+        training=TrainingConfig(epochs=30, batch_size=128, learning_rate=0.1, augmentation="shift_flip"),
+    )
+
+
+@recipe_family("column", "cifar10-published", (4, 1, 2, 3, 5, 6, 7, 8))
+@recipe_family("row", "cifar10-published", (4,))
+@recipe_family("block", "cifar10-published", (12,))
+def smoothing_cifar10(defense: str, size: int) -> Recipe:
+    """CIFAR-10 as published by DRS: ResNet18, shifts and flips, 350 epochs of SGD in three steps."""
+    return _assemble(
+        defense,
+        size,
+        word="cifar10-published",
+        data=DataConfig(dataset="cifar10"),
+        image_size=(32, 32),
+        classifier=ClassifierConfig(network="resnet18-small"),
+        training=TrainingConfig(
+            epochs=350,
+            batch_size=128,
+            learning_rate=0.1,
+            nesterov=False,
+            weight_decay=5e-4,
+            schedule="steps",
+            augmentation="shift_flip",
+            view_sampling="batch",
+            checkpoint_every=5,
+        ),
+    )
+
+
+@recipe_family("crop", "cifar10-published", (10, 6, 8, 12, 14, 16))
+def cropping_cifar10(defense: str, size: int) -> Recipe:
+    """CIFAR-10 as published by RC: ResNet9 without final pooling, positional encoding, 30 epochs of a cyclic rate."""
+    return _assemble(
+        defense,
+        size,
+        word="cifar10-published",
+        data=DataConfig(dataset="cifar10"),
+        image_size=(32, 32),
+        classifier=ClassifierConfig(network="resnet9"),
+        training=TrainingConfig(
+            epochs=30, batch_size=128, optimizer="adamw", learning_rate=1e-3, augmentation="shift_flip"
+        ),
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+    )
+
+
+@recipe_family("column", "imagenet", (25, 19, 37))
+@recipe_family("block", "imagenet", (75,))
+def smoothing_imagenet(defense: str, size: int) -> Recipe:
+    """ImageNet as published by DRS: ResNet50, 299x299 pixels, 60 epochs of SGD in three steps."""
+    return _assemble(
+        defense,
+        size,
+        word="imagenet",
+        data=DataConfig(dataset="imagenet", resize="crop"),
+        image_size=(299, 299),
+        classifier=ClassifierConfig(network="torchvision:resnet50"),
+        training=TrainingConfig(
+            epochs=60,
+            batch_size=196,
+            learning_rate=0.1,
+            nesterov=False,
+            weight_decay=5e-4,
+            schedule="steps",
+            milestones=(20 / 60, 40 / 60),
+            augmentation="shift_flip",
+            shift_pixels=16,
+            precision="bfloat16",
+        ),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        patches=("0.4%", "1%", "2%", "2.4%", "3%", "42x42"),
+    )
+
+
+@recipe_family("crop", "imagenet", (80, 48, 64, 96))
+def cropping_imagenet(defense: str, size: int) -> Recipe:
+    """ImageNet as published by RC: ResNet34, photos padded to 224x224, positional encoding, 30 epochs."""
+    return _assemble(
+        defense,
+        size,
+        word="imagenet",
+        data=DataConfig(dataset="imagenet", resize="pad"),
+        image_size=(224, 224),
+        classifier=ClassifierConfig(network="torchvision:resnet34"),
+        training=TrainingConfig(
+            epochs=30,
+            batch_size=256,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            augmentation="shift_flip",
+            shift_pixels=16,
+            views_per_image=2,
+            precision="bfloat16",
+        ),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        patches=("0.4%", "1%", "2%", "2.4%", "3%"),
+    )

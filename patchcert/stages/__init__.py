@@ -1,0 +1,1 @@
+"""The same work spread over a Ray cluster: training, voting, answering studies."""

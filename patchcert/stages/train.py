@@ -1,0 +1,322 @@
+"""A recipe and its prepared images in, a trained checkpoint out: Ray Train around the loop of ``patchcert.training``."""
+
+import dataclasses
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Empty, Queue
+
+from patchcert.data import PreparedDataset
+from patchcert.data.storage import Folder
+from patchcert.errors import PatchcertError, TrainingError
+from patchcert.models.checkpoint import initial_classifier, read_checkpoint_config, save_checkpoint
+from patchcert.models.config import ClassifierConfig
+from patchcert.stages.cluster import worker_share
+from patchcert.stages.resources import Resources
+from patchcert.training.config import TrainingConfig
+from patchcert.training.feeding import MemoryFeed, open_feed
+from patchcert.training.loop import Trainer, view_accuracy
+from patchcert.workspace import Workspace, canonical_settings, settings_key
+
+_STATE = "state.pt"
+_LATEST = "latest.json"
+_VALIDATION_IMAGES = 1000
+_VALIDATION_VIEWS = 4
+
+EpochRow = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything a training worker needs, picklable.
+
+    Attributes:
+        key: fingerprint of all settings; a checkpoint of another key is refused.
+        views: the view set.
+        classifier: network and encoding.
+        training: the loop's settings.
+        train_folder: prepared split to learn from.
+        validation_folder: prepared split whose view accuracy is reported each epoch, or None.
+        num_cpus: torch threads of a worker on CPUs.
+    """
+
+    key: str
+    views: Any
+    classifier: ClassifierConfig
+    training: TrainingConfig
+    train_folder: str
+    validation_folder: str | None
+    num_cpus: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A finished training run.
+
+    Attributes:
+        folder: the checkpoint.
+        digest: of the checkpoint.
+        epochs: one row of figures per epoch that this call trained; empty when the model was there already.
+        reused: whether the model was there already.
+    """
+
+    folder: Folder
+    digest: str
+    epochs: list[EpochRow]
+    reused: bool
+
+
+def train(
+    recipe: Any,
+    datasets: dict[str, PreparedDataset],
+    workspace: Workspace,
+    resources: Resources,
+    *,
+    resume: bool = True,
+    on_epoch: Callable[[int, EpochRow], None] | None = None,
+) -> TrainedModel:
+    """Trains a recipe's base classifier on the connected Ray cluster.
+
+    A run is named by the fingerprint of its settings and of its data: the same call again continues after the last
+    saved epoch, or returns the finished model.
+
+    Args:
+        recipe: views, classifier and training settings.
+        datasets: prepared splits by name; ``recipe.training.split`` must be among them.
+        workspace: where checkpoints and models go.
+        resources: workers and devices.
+        resume: False starts over.
+        on_epoch: called in this process with (epoch number, figures) after each epoch.
+
+    Raises:
+        TrainingError: the loss diverged, or workers failed more often than allowed.
+        ResourceError: the hardware asked for is not there.
+    """
+    dataset = datasets[recipe.training.split]
+    validation = datasets.get("validation") if recipe.training.split == "train" else None
+    share = worker_share(ray, resources, training=True)
+    key = training_key(recipe, dataset, share.num_workers)
+    models = workspace.models(recipe.name)
+    if resume and (done := _finished(models, key)):
+        return TrainedModel(folder=done[0], digest=done[1], epochs=[], reused=True)
+    run_name = f"{recipe.name}-{key}" + ("" if resume else f"-{int(time.time())}")
+    job = TrainJob(
+        key=key,
+        views=recipe.views,
+        classifier=recipe.classifier,
+        training=recipe.training,
+        train_folder=str(dataset.folder),
+        validation_folder=str(validation.folder) if validation is not None and validation.num_rows else None,
+        num_cpus=share.num_cpus,
+    )
+    board = Queue(actor_options={"num_cpus": 0})
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=share.num_workers,
+            use_gpu=share.num_gpus > 0,
+            resources_per_worker={"CPU": share.num_cpus} | ({"GPU": 1} if share.num_gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_name,
+            storage_path=str(workspace.folder.folder("training")),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_PostReports(board)],
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.num_cpus)}} if not share.num_gpus else None,
+        ),
+    )
+    epochs: list[EpochRow] = []
+    with _reports(board, epochs, on_epoch):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _user_error(error, run_name) from error
+    if result.checkpoint is None:
+        raise TrainingError(f"training {run_name} ended without a checkpoint.\n  Repeat the same command.")
+    with result.checkpoint.as_directory() as directory:
+        state = _load_state(os.path.join(directory, _STATE), key)
+    classifier = initial_classifier(
+        recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
+    )
+    classifier.load_state_dict(state["classifier"])
+    provenance = {
+        "recipe": recipe.name,
+        "key": key,
+        "training": canonical_settings(recipe.training),
+        "dataset": {"name": dataset.name, "split": dataset.split, "digest": dataset.digest},
+        "class_names": list(dataset.class_names),
+        "workers": share.num_workers,
+        "last_epoch": epochs[-1] if epochs else None,
+    }
+    folder = models.folder(key)
+    digest = save_checkpoint(classifier, folder, provenance)
+    models.write(_LATEST, json.dumps({"key": key, "digest": digest}).encode())
+    return TrainedModel(folder=folder, digest=digest, epochs=epochs, reused=False)
+
+
+def training_key(recipe: Any, dataset: PreparedDataset, num_workers: int) -> str:
+    """Fingerprint of everything that changes the trained weights."""
+    return settings_key(
+        recipe.views.identity(),
+        recipe.classifier.to_json() | {"pretrained": recipe.classifier.pretrained},
+        canonical_settings(recipe.training),
+        dataset.digest,
+        num_workers,
+    )
+
+
+def latest_model(workspace: Workspace, recipe_name: str) -> Folder | None:
+    """The newest trained model of a recipe, or None."""
+    models = workspace.models(recipe_name)
+    if not models.exists(_LATEST):
+        return None
+    return models.folder(json.loads(models.read(_LATEST))["key"])
+
+
+def _finished(models: Folder, key: str) -> tuple[Folder, str] | None:
+    folder = models.folder(key)
+    if not folder.exists("config.json"):
+        return None
+    config = read_checkpoint_config(folder)
+    models.write(_LATEST, json.dumps({"key": key, "digest": config["digest"]}).encode())
+    return folder, config["digest"]
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Runs in each Ray Train worker."""
+    job: TrainJob = config["job"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job.num_cpus)
+    dataset = PreparedDataset.open(job.train_folder)
+    classifier = initial_classifier(
+        job.classifier, job.views, dataset.num_channels, dataset.num_classes, job.training.seed
+    ).to(device)
+    parallel = ray.train.torch.prepare_model(classifier) if world_size > 1 else None
+    feed = open_feed(dataset, job.training, rank=rank, world_size=world_size)
+    trainer = Trainer(classifier, job.training, feed, device, rank=rank, parallel=parallel)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            trainer.load_state(_load_state(os.path.join(directory, _STATE), job.key))
+    validation = _validation_batches(job) if rank == 0 else []
+    while trainer.next_epoch < job.training.epochs:
+        figures = trainer.run_epoch()
+        row: EpochRow = {
+            "epoch": trainer.next_epoch,
+            "loss": figures.loss,
+            "view_accuracy": figures.view_accuracy,
+            "images_per_second": figures.images_per_second,
+            "learning_rate": figures.learning_rate,
+        }
+        if validation:
+            row["validation_view_accuracy"] = view_accuracy(
+                classifier, validation, device, views_per_image=_VALIDATION_VIEWS, seed=job.training.seed
+            )
+        last = trainer.next_epoch == job.training.epochs
+        if rank == 0 and (last or trainer.next_epoch % job.training.checkpoint_every == 0):
+            with tempfile.TemporaryDirectory() as directory:
+                torch.save(trainer.state() | {"key": job.key}, os.path.join(directory, _STATE))
+                ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        else:
+            ray.train.report(row)
+
+
+def _validation_batches(job: TrainJob) -> list[Any]:
+    if job.validation_folder is None:
+        return []
+    dataset = PreparedDataset.open(job.validation_folder)
+    rows = min(dataset.num_rows, _VALIDATION_IMAGES)
+    batch = min(rows, job.training.batch_size)
+    settings = dataclasses.replace(job.training, batch_size=batch)
+    batches = list(MemoryFeed(dataset, settings, rank=0, world_size=1).epoch(0))
+    return batches[: max(1, rows // batch)]
+
+
+def _load_state(path: str, key: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state["key"] != key:
+        raise TrainingError(
+            f"the saved training state belongs to run {state['key']}, not to {key}.\n  Start over:  --no-resume"
+        )
+    return state
+
+
+class _PostReports(ray.train.UserCallback):
+    """Hands each epoch's figures from the training controller to the driver; never fails, never waits."""
+
+    def __init__(self, board: Queue) -> None:
+        self._board = board
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by the controller after all workers have reported an epoch."""
+        try:
+            row = dict(metrics[0])
+            row["images_per_second"] = sum(worker["images_per_second"] for worker in metrics)
+            row["loss"] = sum(worker["loss"] for worker in metrics) / len(metrics)
+            row["view_accuracy"] = sum(worker["view_accuracy"] for worker in metrics) / len(metrics)
+            self._board.actor.put_nowait.remote(row)
+        except Exception:
+            # A lost progress line must not end a training run.
+            return
+
+
+class _reports:
+    """Context in which a thread passes epoch rows from the board to the caller."""
+
+    def __init__(self, board: Queue, epochs: list[EpochRow], on_epoch: Callable[[int, EpochRow], None] | None) -> None:
+        self._board, self._epochs, self._on_epoch = board, epochs, on_epoch
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._take_all()
+        self._board.shutdown()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.3):
+            self._take_all()
+
+    def _take_all(self) -> None:
+        try:
+            while True:
+                row = self._board.get_nowait()
+                self._epochs.append(row)
+                if self._on_epoch is not None:
+                    self._on_epoch(int(row["epoch"]), row)
+        except (Empty, ray.exceptions.RayError):
+            return
+
+
+def _user_error(error: ray.train.TrainingFailedError, run_name: str) -> PatchcertError:
+    """The error that a worker raised, as the user should read it."""
+    seen: list[BaseException | None] = [*getattr(error, "worker_failures", {}).values()]
+    while seen:
+        failure = seen.pop()
+        if isinstance(failure, PatchcertError):
+            return failure
+        if failure is not None:
+            seen += [failure.__cause__, getattr(failure, "_base_exc", None), getattr(failure, "cause", None)]
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return TrainingError(
+        f"training {run_name} failed: {lines[-1] if lines else type(error).__name__}\n"
+        "  Repeat the same command to continue after the last saved epoch; --verbose shows the workers' output."
+    )

@@ -1,0 +1,128 @@
+"""uint8 images and view numbers in, the tensors of those views out; on the images' device, without a loop over views."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from patchcert.errors import ModelError
+from patchcert.views.encoding import EncodingConfig
+
+
+class ViewCutter(nn.Module):
+    """Cuts views out of image batches and encodes them.
+
+    Removed pixels are replaced (``torch.where``) or never read (gather), so values that are huge, infinite or NaN
+    outside a view cannot reach it. Inputs are never written to.
+    """
+
+    def __init__(self, views: Any, encoding: EncodingConfig, image_channels: int) -> None:
+        """Prepares the index tables of a view set.
+
+        Args:
+            views: a view set of ``patchcert.geometry``.
+            encoding: normalisation, NULL and positional encoding.
+            image_channels: channels of the images, 1 or more.
+
+        Raises:
+            ModelError: crops cannot be NULL-encoded (nothing is removed); all other views must be.
+        """
+        super().__init__()
+        wanted = "cut" if views.kind == "crop" else "null"
+        if encoding.removed != wanted:
+            raise ModelError(
+                f"encoding: {views.describe()} need removed={wanted!r}, not {encoding.removed!r}.\n"
+                f"  Set --classifier.encoding.removed {wanted}"
+            )
+        self.views = views
+        self.encoding = encoding
+        self.image_channels = image_channels
+        self.num_input_channels = encoding.num_input_channels(image_channels)
+        height, width = views.image_size
+        mean = torch.tensor(encoding.mean or (0.0,), dtype=torch.float32).view(-1, 1, 1)
+        std = torch.tensor(encoding.std or (1.0,), dtype=torch.float32).view(-1, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.positional = (
+            nn.Parameter(torch.zeros(image_channels, height, width)) if encoding.positional_bound > 0 else None
+        )
+        self._num_column_starts = 0
+        if hasattr(views, "row_indices"):
+            rows_Rh, columns_Cw = np.asarray(views.row_indices), np.asarray(views.column_indices)
+            self._num_column_starts = len(columns_Cw)
+            if encoding.removed == "cut":
+                self.register_buffer("rows_Rh", torch.from_numpy(rows_Rh), persistent=False)
+                self.register_buffer("columns_Cw", torch.from_numpy(columns_Cw), persistent=False)
+            else:
+                self.register_buffer("row_mask_RH", _index_mask(rows_Rh, height), persistent=False)
+                self.register_buffer("column_mask_CW", _index_mask(columns_Cw, width), persistent=False)
+
+    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Turns images into the pixels that views are cut from.
+
+        Args:
+            images_BCHW: uint8, or float that is already in [0, 1]; shape (B, C, H, W).
+
+        Returns:
+            float32 (B, C, H, W): normalised, with the positional encoding added.
+        """
+        expected = (self.image_channels, *self.views.image_size)
+        if tuple(images_BCHW.shape[1:]) != expected:
+            raise ModelError(
+                f"the model reads images of (channels, height, width) = {expected}, not {tuple(images_BCHW.shape[1:])}.\n"
+                "  Prepare the dataset at the model's image size:  patchcert prepare RECIPE"
+            )
+        pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
+        pixels = (pixels - self.mean) / self.std
+        if self.positional is not None:
+            # 1 / std is the range of a pixel that runs over [0, 1] before normalisation.
+            pixels = pixels + torch.tanh(self.positional) * (self.encoding.positional_bound / self.std)
+        return pixels
+
+    def cut(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
+        """Cuts n views out of each image.
+
+        Args:
+            pixels_BCHW: what ``encode`` returned.
+            views_Bn: int64 view numbers in [0, num_views), shape (B, n); shape (1, n) means the same views of each image.
+
+        Returns:
+            float32 (B * n, C', h, w), image by image; C' is doubled by NULL encoding.
+        """
+        if self.encoding.removed == "cut":
+            return self._crops(pixels_BCHW, views_Bn)
+        batch = len(pixels_BCHW)
+        retained_BnHW = self._retained(views_Bn)
+        # (x, 1 - x) is taken of pixels in their normalised range, as the published ImageNet models do.
+        doubled = torch.cat([pixels_BCHW, 1 - pixels_BCHW], dim=1)
+        views = torch.where(retained_BnHW[:, :, None], doubled[:, None], 0.0)
+        return views.reshape(batch * views_Bn.shape[1], *views.shape[2:])
+
+    def _crops(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
+        batch, channels, _, width = pixels_BCHW.shape
+        rows = self.rows_Rh[views_Bn // self._num_column_starts]
+        columns = self.columns_Cw[views_Bn % self._num_column_starts]
+        height_out, width_out = rows.shape[-1], columns.shape[-1]
+        where = rows[..., :, None] * width + columns[..., None, :]
+        flat = pixels_BCHW.flatten(2)
+        if len(views_Bn) == 1:
+            views = flat[:, :, where[0].flatten()]
+        else:
+            views = flat.gather(2, where.flatten(1)[:, None].expand(-1, channels, -1))
+        views = views.view(batch, channels, views_Bn.shape[1], height_out, width_out)
+        return views.transpose(1, 2).reshape(-1, channels, height_out, width_out)
+
+    def _retained(self, views_Bn: torch.Tensor) -> torch.Tensor:
+        if self._num_column_starts:
+            rows = self.row_mask_RH[views_Bn // self._num_column_starts]
+            columns = self.column_mask_CW[views_Bn % self._num_column_starts]
+            return rows[..., :, None] & columns[..., None, :]
+        masks = torch.from_numpy(self.views.retained(views_Bn.flatten().cpu().numpy()))
+        return masks.view(*views_Bn.shape, *masks.shape[1:]).to(views_Bn.device)
+
+
+def _index_mask(indices_Sl: np.ndarray, size: int) -> torch.Tensor:
+    """Bool (S, size): which of ``size`` positions each row of indices names."""
+    mask = torch.zeros(len(indices_Sl), size, dtype=torch.bool)
+    return mask.scatter_(1, torch.from_numpy(np.ascontiguousarray(indices_Sl)), True)

@@ -1,0 +1,333 @@
+"""Votes of all views of all images as a folder of Parquet parts that carry the identity of what made them."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchcert.data.storage import Folder
+from patchcert.errors import VoteTableError
+from patchcert.geometry import view_set_from_identity
+from patchcert.votes.scores import rounded_score
+
+SCHEMA_VERSION = 1
+_SUCCESS = "_SUCCESS.json"
+_IDENTITY_KEY = b"patchcert.identity"
+_ROWS_KEY = b"patchcert.rows"
+
+Identity = dict[str, Any]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(identity: Identity) -> str:
+    """First 16 hexadecimal digits of the sha256 of an identity."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VotePart:
+    """The votes of consecutive images.
+
+    Attributes:
+        image_ids: names of the images, shape (N,).
+        labels_N: int64 true classes.
+        top_classes_NV: uint16, the class with the highest score of each view.
+        num_entries_NV: uint16, how many stored scores each view has; None in a top-class table.
+        entry_classes: uint16, their classes, ascending within a view, views in order.
+        entry_scores: uint16, their scores in units of 1 / SCORE_SCALE.
+        num_classes: K.
+        score_floor: scores below it are not stored; None in a top-class table.
+        first_row: row number of the first image in its dataset.
+    """
+
+    image_ids: np.ndarray
+    labels_N: np.ndarray
+    top_classes_NV: np.ndarray
+    num_entries_NV: np.ndarray | None = None
+    entry_classes: np.ndarray | None = None
+    entry_scores: np.ndarray | None = None
+    num_classes: int
+    score_floor: float | None = None
+    first_row: int = 0
+
+    def votes(self, rule: str | None = None, *, vote_threshold: float | None = None) -> np.ndarray:
+        """Votes by one of the two rules.
+
+        Args:
+            rule: "top_class": one vote a view, for its top class.
+            vote_threshold: or: every class whose stored score reaches this gets a vote (none, one or several a view).
+
+        Returns:
+            For top classes int64 (N, V); for a threshold bool (N, V, K).
+
+        Raises:
+            VoteTableError: a threshold below the score floor, or a table without scores.
+        """
+        if rule == "top_class" and vote_threshold is None:
+            return self.top_classes_NV.astype(np.int64)
+        if rule is not None or vote_threshold is None:
+            raise VoteTableError(f"votes are asked for by rule 'top_class' or by a vote_threshold, not by {rule!r}.")
+        if self.score_floor is None or self.entry_scores is None or self.num_entries_NV is None:
+            raise VoteTableError(
+                f"this vote table stores top classes only; vote_threshold {vote_threshold} needs scores.\n"
+                "  Vote again with --prediction.score-floor at or below the threshold."
+            )
+        assert self.entry_classes is not None
+        if rounded_score(vote_threshold) < rounded_score(self.score_floor):
+            raise VoteTableError(
+                f"vote_threshold {vote_threshold} lies below the table's score floor {self.score_floor}.\n"
+                "  Vote again with a lower --prediction.score-floor, or ask for a higher threshold."
+            )
+        num_images, num_views = self.top_classes_NV.shape
+        votes = np.zeros((num_images * num_views, self.num_classes), dtype=bool)
+        reaches = self.entry_scores >= rounded_score(vote_threshold)
+        view_of_entry = np.repeat(np.arange(num_images * num_views), self.num_entries_NV.ravel())
+        votes[view_of_entry[reaches], self.entry_classes[reaches]] = True
+        return votes.reshape(num_images, num_views, self.num_classes)
+
+
+class VoteTable:
+    """A finished vote table, open for reading."""
+
+    def __init__(self, folder: Folder, success: dict[str, Any]) -> None:
+        """Use ``VoteTable.open``."""
+        self._folder = folder
+        self._success = success
+        self.identity: Identity = success["identity"]
+
+    @classmethod
+    def open(cls, path: Any, expected_identity: Identity | None = None) -> "VoteTable":
+        """Opens a table.
+
+        Args:
+            path: folder or URI.
+            expected_identity: what the table must have been made from; every difference is refused.
+
+        Raises:
+            VoteTableError: missing, unfinished, damaged, or made from something else.
+        """
+        folder = Folder(path)
+        if not folder.exists(_SUCCESS):
+            parts = [name for name in folder.files() if name.startswith("part-")]
+            state = f"is unfinished: {len(parts)} parts and no {_SUCCESS}" if parts else "holds no vote table"
+            raise VoteTableError(f"{folder} {state}.\n  Run or repeat:  patchcert vote RECIPE")
+        try:
+            success = json.loads(folder.read(_SUCCESS))
+            identity = success["identity"]
+            version = identity["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise VoteTableError(
+                f"{folder}/{_SUCCESS} is damaged ({error}).\n  Repeat:  patchcert vote RECIPE"
+            ) from None
+        if version != SCHEMA_VERSION:
+            raise VoteTableError(
+                f"{folder} has vote table version {version}, this version reads {SCHEMA_VERSION}.\n"
+                "  Use the version of patchcert that wrote it, or vote again."
+            )
+        if expected_identity is not None:
+            check_identity(identity, expected_identity, str(folder))
+        return cls(folder, success)
+
+    @property
+    def location(self) -> str:
+        """Path or URI of the folder."""
+        return str(self._folder)
+
+    @property
+    def num_images(self) -> int:
+        """Images in the table."""
+        return int(self.identity["dataset"]["num_images"])
+
+    @property
+    def num_quarantined(self) -> int:
+        """Images of the split that could not be read; they have no votes and count as not certified."""
+        return int(self.identity["dataset"]["num_quarantined"])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return int(self.identity["num_classes"])
+
+    @functools.cached_property
+    def views(self) -> Any:
+        """The view set the table was made with."""
+        return view_set_from_identity(self.identity["views"])
+
+    @property
+    def num_views(self) -> int:
+        """Views of an image, V."""
+        return int(self.views.num_views)
+
+    @property
+    def score_floor(self) -> float | None:
+        """Lowest answerable vote_threshold; None when only top classes are stored."""
+        floor = self.identity["votes"]["score_floor"]
+        return float(floor) if floor else None
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts."""
+        return len(self._success["parts"])
+
+    @property
+    def part_rows(self) -> list[tuple[int, int]]:
+        """Row range (start, stop) of each part."""
+        return [(part["start"], part["stop"]) for part in self._success["parts"]]
+
+    def read_part(self, index: int) -> VotePart:
+        """Reads one part.
+
+        Raises:
+            VoteTableError: the part is missing, damaged or of another table.
+        """
+        part = self._success["parts"][index]
+        name = part["name"]
+        problem = part_problem(self._folder, name, self.identity, (part["start"], part["stop"]))
+        if problem:
+            raise VoteTableError(f"{self._folder}/{name} {problem}.\n  Mend the table:  patchcert vote RECIPE")
+        with self._folder.open(name) as source:
+            table = pq.read_table(source)
+        return _from_arrow(table, self, part["start"])
+
+
+def part_name(index: int, num_parts: int) -> str:
+    """File name of a part."""
+    return f"part-{index:05d}-of-{num_parts:05d}.parquet"
+
+
+def write_part(folder: Folder, name: str, identity: Identity, first_row: int, part: VotePart) -> None:
+    """Writes one part atomically; its bytes depend on the votes and the identity only.
+
+    Raises:
+        ResourceError: full disk, read-only folder or storage that refuses.
+    """
+    num_views = part.top_classes_NV.shape[1]
+    columns: dict[str, pa.Array] = {
+        "image_id": pa.array([str(name) for name in part.image_ids], pa.string()),
+        "label": pa.array(part.labels_N, pa.int64()),
+        "top_class": _fixed_list(part.top_classes_NV, num_views),
+    }
+    if part.num_entries_NV is not None:
+        per_image = part.num_entries_NV.sum(axis=1, dtype=np.int64)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(per_image)]).astype(np.int32), pa.int32())
+        columns["num_entries"] = _fixed_list(part.num_entries_NV, num_views)
+        columns["entry_class"] = pa.ListArray.from_arrays(offsets, pa.array(part.entry_classes, pa.uint16()))
+        columns["entry_score"] = pa.ListArray.from_arrays(offsets, pa.array(part.entry_scores, pa.uint16()))
+    metadata = {
+        _IDENTITY_KEY: canonical_json(identity).encode(),
+        _ROWS_KEY: f"{first_row}-{first_row + len(part.labels_N)}".encode(),
+    }
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    with folder.writer(name) as sink:
+        pq.write_table(table, sink, compression="zstd", row_group_size=1000)
+
+
+def part_problem(folder: Folder, name: str, identity: Identity, rows: tuple[int, int]) -> str | None:
+    """Why a part cannot be used, or None when it is whole and belongs to the table."""
+    if not folder.exists(name):
+        return "is missing"
+    try:
+        with folder.open(name) as source:
+            file = pq.ParquetFile(source)
+            metadata = file.schema_arrow.metadata or {}
+            num_rows = file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        return f"is damaged ({str(error).splitlines()[0]})"
+    if metadata.get(_IDENTITY_KEY) != canonical_json(identity).encode():
+        return "belongs to another vote table"
+    if metadata.get(_ROWS_KEY) != f"{rows[0]}-{rows[1]}".encode() or num_rows != rows[1] - rows[0]:
+        return f"holds rows {metadata.get(_ROWS_KEY, b'?').decode()} ({num_rows}), not {rows[0]}-{rows[1]}"
+    return None
+
+
+def finish_table(folder: Folder, identity: Identity, rows_of_parts: list[tuple[int, int]]) -> VoteTable:
+    """Verifies all parts and marks the table as finished.
+
+    Raises:
+        VoteTableError: a part is missing, damaged or foreign; nothing is marked.
+    """
+    names = [part_name(index, len(rows_of_parts)) for index in range(len(rows_of_parts))]
+    for name, rows in zip(names, rows_of_parts, strict=True):
+        problem = part_problem(folder, name, identity, rows)
+        if problem:
+            raise VoteTableError(f"{folder}/{name} {problem}.\n  Repeat the same command: it computes what is missing.")
+    success = {
+        "identity": identity,
+        "fingerprint": fingerprint(identity),
+        "parts": [
+            {"name": name, "start": start, "stop": stop}
+            for name, (start, stop) in zip(names, rows_of_parts, strict=True)
+        ],
+    }
+    folder.write(_SUCCESS, json.dumps(success, indent=1, sort_keys=True).encode())
+    return VoteTable(folder, success)
+
+
+def check_identity(found: Identity, expected: Identity, location: str) -> None:
+    """Refuses a table that was made from something else.
+
+    Raises:
+        VoteTableError: names every difference with both values.
+    """
+    if canonical_json(found) == canonical_json(expected):
+        return
+    if found.get("views") != expected.get("views"):
+        made, asked = (view_set_from_identity(identity["views"]).describe() for identity in (found, expected))
+        raise VoteTableError(
+            f"{location} was made with {made}, but {asked} are asked for.\n  Build that table first:  patchcert vote RECIPE"
+        )
+    differences = [
+        f"{path}: {there!r} in the table, {asked!r} asked for" for path, there, asked in _differences(found, expected)
+    ]
+    raise VoteTableError(
+        f"{location} was made from something else.\n  " + "\n  ".join(differences) + "\n  Build the table asked for:  "
+        "patchcert vote RECIPE"
+    )
+
+
+def _differences(found: Any, expected: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(found, dict) and isinstance(expected, dict):
+        rows = []
+        for key in sorted(found.keys() | expected.keys()):
+            rows += _differences(found.get(key), expected.get(key), f"{path}.{key}" if path else key)
+        return rows
+    return [] if found == expected else [(path, found, expected)]
+
+
+def _fixed_list(values_NV: np.ndarray, num_views: int) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values_NV, dtype=np.uint16).ravel(), pa.uint16())
+    return pa.FixedSizeListArray.from_arrays(flat, num_views)
+
+
+def _from_arrow(table: pa.Table, opened: VoteTable, first_row: int) -> VotePart:
+    num_images, num_views = table.num_rows, opened.num_views
+
+    def flat(column: str) -> np.ndarray:
+        array = table[column].combine_chunks()
+        return np.asarray(array.flatten())
+
+    entries: dict[str, Any] = {}
+    if opened.score_floor is not None:
+        entries = {
+            "num_entries_NV": flat("num_entries").reshape(num_images, num_views),
+            "entry_classes": flat("entry_class"),
+            "entry_scores": flat("entry_score"),
+        }
+    return VotePart(
+        image_ids=np.asarray(table["image_id"].to_pylist(), dtype=str),
+        labels_N=np.asarray(table["label"]),
+        top_classes_NV=flat("top_class").reshape(num_images, num_views),
+        num_classes=opened.num_classes,
+        score_floor=opened.score_floor,
+        first_row=first_row,
+        **entries,
+    )
