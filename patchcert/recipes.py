@@ -120,7 +120,8 @@ def recipe_name(family: RecipeFamily, size: int) -> str:
 
 
 _SQUARES_32 = ("1x1", "2x2", "3x3", "4x4", "5x5", "6x6", "7x7", "8x8")
-_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+# The first is the setting of headline numbers: what the DRS tables call best.
+_THRESHOLDS = (0.3, 0.1, 0.2, 0.4, 0.5)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,8 +7,10 @@ import os
 from typing import Any
 
 from patchcert.data.storage import Folder
+from patchcert.votes.table import Identity, fingerprint
 
 DEFAULT_WORK = "patchcert-work"
+_LATEST = "latest.json"
 
 
 def canonical_settings(settings: Any) -> dict[str, Any]:
@@ -45,9 +47,20 @@ class Workspace:
         """Folder of a recipe's trained models; ``latest.json`` names the newest."""
         return self.folder.folder(f"models/{recipe_name}")
 
-    def votes(self, recipe_name: str, key: str) -> Folder:
-        """Folder of one vote table."""
-        return self.folder.folder(f"votes/{recipe_name}-{key}")
+    def votes(self, recipe_name: str, identity: Identity) -> Folder:
+        """Folder of the vote table with an identity."""
+        return self.folder.folder(f"votes/{recipe_name}-{fingerprint(identity)[:8]}")
+
+    def latest_model(self, recipe_name: str) -> Folder | None:
+        """The newest trained model of a recipe, or None."""
+        models = self.models(recipe_name)
+        if not models.exists(_LATEST):
+            return None
+        return models.folder(json.loads(models.read(_LATEST))["key"])
+
+    def name_latest_model(self, recipe_name: str, key: str) -> None:
+        """Makes the model ``models/<recipe>/<key>`` the newest."""
+        self.models(recipe_name).write(_LATEST, json.dumps({"key": key}).encode())
 
     def study(self, name: str) -> Folder:
         """Folder of one study's results."""

@@ -12,7 +12,7 @@ class ClassifierConfig:
     """A network and the encoding of its input."""
 
     network: str = "resnet9"
-    """drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME (resnet50, ...), or your own package.module:function."""
+    """drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME (resnet50, ...), or package.module:function."""
     width: float = 1.0
     """Multiplies the number of channels of drs-mnist-cnn, resnet9 and resnet18-small; no effect is refused elsewhere."""
     dropout: float = 0.0

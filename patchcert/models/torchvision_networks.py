@@ -81,11 +81,10 @@ def torchvision_network(
 
 
 def _widen_first_convolution(network: nn.Module, name: str, num_input_channels: int, keep_weights: bool) -> None:
-    for path, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            break
-    else:
+    convolutions = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
         raise ModelError(f"classifier: torchvision's {name} has no convolution to widen for encoded views.")
+    path, module = convolutions[0]
     if module.in_channels == num_input_channels:
         return
     wide = nn.Conv2d(

@@ -15,9 +15,9 @@ class PredictionConfig:
     """Settings of the scoring pass."""
 
     score_floor: float = 0.1
-    """Scores below this are not stored; every vote_threshold from here up is answered exactly. 0: store top classes only."""
+    """Scores below it are not stored; thresholds from here up are answered exactly. 0: store top classes only."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network. bfloat16 is faster on GPUs and may change votes, so it is part of the table's identity."""
+    """Arithmetic of the network. bfloat16 is faster on GPUs and may change votes: part of the table's identity."""
     chunk_views: int = 0
     """Views in one forward pass; 0 chooses by the size of a view. Bounds the memory of the stage."""
 

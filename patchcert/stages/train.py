@@ -1,7 +1,6 @@
-"""A recipe and its prepared images in, a trained checkpoint out: Ray Train around the loop of ``patchcert.training``."""
+"""A recipe and its prepared images in, a trained checkpoint out: Ray Train around the training loop."""
 
 import dataclasses
-import json
 import os
 import tempfile
 import threading
@@ -28,7 +27,6 @@ from patchcert.training.loop import Trainer, view_accuracy
 from patchcert.workspace import Workspace, canonical_settings, settings_key
 
 _STATE = "state.pt"
-_LATEST = "latest.json"
 _VALIDATION_IMAGES = 1000
 _VALIDATION_VIEWS = 4
 
@@ -106,8 +104,10 @@ def train(
     share = worker_share(ray, resources, training=True)
     key = training_key(recipe, dataset, share.num_workers)
     models = workspace.models(recipe.name)
-    if resume and (done := _finished(models, key)):
-        return TrainedModel(folder=done[0], digest=done[1], epochs=[], reused=True)
+    if resume and models.folder(key).exists("config.json"):
+        workspace.name_latest_model(recipe.name, key)
+        digest = read_checkpoint_config(models.folder(key))["digest"]
+        return TrainedModel(folder=models.folder(key), digest=digest, epochs=[], reused=True)
     run_name = f"{recipe.name}-{key}" + ("" if resume else f"-{int(time.time())}")
     job = TrainJob(
         key=key,
@@ -161,7 +161,7 @@ def train(
     }
     folder = models.folder(key)
     digest = save_checkpoint(classifier, folder, provenance)
-    models.write(_LATEST, json.dumps({"key": key, "digest": digest}).encode())
+    workspace.name_latest_model(recipe.name, key)
     return TrainedModel(folder=folder, digest=digest, epochs=epochs, reused=False)
 
 
@@ -174,23 +174,6 @@ def training_key(recipe: Any, dataset: PreparedDataset, num_workers: int) -> str
         dataset.digest,
         num_workers,
     )
-
-
-def latest_model(workspace: Workspace, recipe_name: str) -> Folder | None:
-    """The newest trained model of a recipe, or None."""
-    models = workspace.models(recipe_name)
-    if not models.exists(_LATEST):
-        return None
-    return models.folder(json.loads(models.read(_LATEST))["key"])
-
-
-def _finished(models: Folder, key: str) -> tuple[Folder, str] | None:
-    folder = models.folder(key)
-    if not folder.exists("config.json"):
-        return None
-    config = read_checkpoint_config(folder)
-    models.write(_LATEST, json.dumps({"key": key, "digest": config["digest"]}).encode())
-    return folder, config["digest"]
 
 
 def _train_worker(config: dict[str, Any]) -> None:

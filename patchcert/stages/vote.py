@@ -20,12 +20,11 @@ from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
 from patchcert.stages.cluster import worker_share
 from patchcert.stages.resources import Resources
+from patchcert.votes.identity import vote_identity
 from patchcert.votes.table import (
-    SCHEMA_VERSION,
     Identity,
     VotePart,
     VoteTable,
-    fingerprint,
     finish_table,
     part_name,
     part_problem,
@@ -220,8 +219,14 @@ def vote(
     # Fails early, here, with both values when the checkpoint was made for something else.
     load_checkpoint(model_folder, classifier=recipe.classifier, views=recipe.views, num_classes=dataset.num_classes)
     digest = read_checkpoint_config(model_folder)["digest"]
-    identity = vote_identity(recipe, dataset, digest)
-    folder = workspace.votes(recipe.name, fingerprint(identity)[:8])
+    identity = vote_identity(
+        recipe.views,
+        dataset,
+        model_digest=digest,
+        score_floor=recipe.prediction.score_floor,
+        precision=recipe.prediction.precision,
+    )
+    folder = workspace.votes(recipe.name, identity)
     rows_of_parts = _layout(folder, recipe, dataset, resources)
     todo = [
         {"part": index, "start": start, "stop": stop}
@@ -271,31 +276,6 @@ def vote(
         done = sum(row["stop"] - row["start"] for row in todo)
         _record_run(folder, recipe, dataset, share, done, seconds)
     return finish_table(folder, identity, rows_of_parts)
-
-
-def vote_identity(recipe: Any, dataset: PreparedDataset, model_digest: str) -> Identity:
-    """Everything that can change a vote."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "views": recipe.views.identity(),
-        "votes": {
-            "rule": "threshold" if recipe.prediction.score_floor else "top_class",
-            "score_floor": recipe.prediction.score_floor,
-            "precision": recipe.prediction.precision,
-        },
-        "model": model_digest,
-        "num_classes": dataset.num_classes,
-        "dataset": {
-            "name": dataset.name,
-            "variant": dataset.variant,
-            "split": dataset.split,
-            "digest": dataset.digest,
-            "num_images": dataset.num_rows,
-            "num_quarantined": dataset.num_quarantined,
-            "image_size": list(dataset.image_size),
-        },
-        "preprocessing": dataset.preprocessing,
-    }
 
 
 def images_per_part(recipe: Any, num_images: int, resources: Resources) -> int:

@@ -1,4 +1,4 @@
-"""A base classifier and a feed in, a trained classifier and the figures of each epoch out; one process of one or many."""
+"""A base classifier and a feed in, a trained classifier and the figures of each epoch out; one process of any number."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""uint8 images and view numbers in, the tensors of those views out; on the images' device, without a loop over views."""
+"""uint8 images and view numbers in, the tensors of those views out: on the device, without a loop over views."""
 
 from typing import Any
 
@@ -70,7 +70,8 @@ class ViewCutter(nn.Module):
         expected = (self.image_channels, *self.views.image_size)
         if tuple(images_BCHW.shape[1:]) != expected:
             raise ModelError(
-                f"the model reads images of (channels, height, width) = {expected}, not {tuple(images_BCHW.shape[1:])}.\n"
+                f"the model reads images of shape (channels, height, width) {expected}, not "
+                f"{tuple(images_BCHW.shape[1:])}.\n"
                 "  Prepare the dataset at the model's image size:  patchcert prepare RECIPE"
             )
         pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
@@ -85,7 +86,7 @@ class ViewCutter(nn.Module):
 
         Args:
             pixels_BCHW: what ``encode`` returned.
-            views_Bn: int64 view numbers in [0, num_views), shape (B, n); shape (1, n) means the same views of each image.
+            views_Bn: int64 view numbers in [0, num_views), shape (B, n); (1, n) means the same views of each image.
 
         Returns:
             float32 (B * n, C', h, w), image by image; C' is doubled by NULL encoding.

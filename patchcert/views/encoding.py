@@ -21,7 +21,7 @@ class EncodingConfig:
     std: tuple[float, ...] = ()
     """Per-channel standard deviation that pixels are divided by; empty exactly when the mean is."""
     positional_bound: float = 0.0
-    """Learnable positional encoding, bounded to this fraction of the normalised input range; 0: none, 0.1: the paper."""
+    """Learnable positional encoding, bounded to this share of the normalised input range; 0: none, 0.1: the paper."""
 
     def __post_init__(self) -> None:
         """Checks the settings against each other."""

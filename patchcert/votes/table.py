@@ -283,7 +283,8 @@ def check_identity(found: Identity, expected: Identity, location: str) -> None:
     if found.get("views") != expected.get("views"):
         made, asked = (view_set_from_identity(identity["views"]).describe() for identity in (found, expected))
         raise VoteTableError(
-            f"{location} was made with {made}, but {asked} are asked for.\n  Build that table first:  patchcert vote RECIPE"
+            f"{location} was made with {made}, but {asked} are asked for.\n"
+            "  Build that table first:  patchcert vote RECIPE"
         )
     differences = [
         f"{path}: {there!r} in the table, {asked!r} asked for" for path, there, asked in _differences(found, expected)

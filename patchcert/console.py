@@ -1,0 +1,86 @@
+"""What happens in, lines, progress bars and tables on the terminal out."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_STEPS = 10
+
+
+class Terminal:
+    """Results go to standard output, everything else to standard error."""
+
+    def __init__(self) -> None:
+        """Finds out how wide the terminal is; logs and pipes get plain lines."""
+        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+        self.log = Console(file=sys.stderr, highlight=False)
+        if not self.out.is_terminal:
+            # Tables in logs should not be squeezed to 80 columns.
+            self.out = Console(file=sys.stdout, highlight=False, width=140)
+
+    def say(self, text: str) -> None:
+        """One line for the reader on standard error."""
+        self.log.print(text, soft_wrap=True, markup=False)
+
+    def result(self, renderable: Any) -> None:
+        """A table or text that is the result of the command, on standard output."""
+        if isinstance(renderable, str):
+            self.out.print(renderable, soft_wrap=True, markup=False)
+        else:
+            self.out.print(renderable)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, unit: str) -> Iterator["_Bar"]:
+        """A progress bar; in a log, a line at every tenth of the work.
+
+        Args:
+            title: what is being done.
+            unit: what is counted, e.g. "images".
+        """
+        if self.log.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self.log) as bars:
+                yield _RichBar(bars, bars.add_task(title, total=None, note=""))
+        else:
+            yield _PlainBar(self, title, unit)
+
+
+class _Bar:
+    """Progress of one piece of work."""
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Shows how far the work is, and a short note beside it."""
+        raise AssertionError("a bar is one of the two below")
+
+
+class _RichBar(_Bar):
+    def __init__(self, bars: Progress, task: Any) -> None:
+        self._bars, self._task = bars, task
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Moves the bar."""
+        self._bars.update(self._task, completed=done, total=total, note=note)
+
+
+class _PlainBar(_Bar):
+    def __init__(self, terminal: Terminal, title: str, unit: str) -> None:
+        self._terminal, self._title, self._unit, self._shown = terminal, title, unit, 0
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Prints a line for every further tenth of the work."""
+        step = int(_PLAIN_STEPS * done / max(total, 1))
+        if step > self._shown:
+            self._shown = step
+            self._terminal.say(f"{self._title}: {done:g}/{total:g} {self._unit}{'  ' + note if note else ''}")

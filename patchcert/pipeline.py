@@ -1,0 +1,235 @@
+"""A recipe in; prepared images, a trained model, a vote table and a study with its report out, one method each."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from patchcert.console import Terminal
+from patchcert.data import PreparedDataset, prepare
+from patchcert.data.registry import dataset_spec
+from patchcert.data.storage import Folder
+from patchcert.errors import CheckpointError, RecipeError, StudyError
+from patchcert.recipes import Recipe
+from patchcert.stages.resources import Resources
+from patchcert.studies.results import StudyResult
+from patchcert.tracking import TrackingConfig
+from patchcert.votes import VoteTable
+from patchcert.workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run happens and where its results go; none of it changes a result."""
+
+    work: str | None = None
+    """Work folder or URI; unset: PATCHCERT_WORK, else ./patchcert-work."""
+    resources: Resources = dataclasses.field(default_factory=Resources)
+    """Hardware."""
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    """Experiment tracker."""
+    verbose: bool = False
+    """Show what Ray and the workers print."""
+
+
+class Pipeline:
+    """The stages of one recipe, in a work folder, on one Ray."""
+
+    def __init__(self, recipe: Recipe, options: RunOptions, terminal: Terminal) -> None:
+        """Prepares nothing yet; Ray starts with the first stage that needs it."""
+        self.recipe, self.options, self.terminal = recipe, options, terminal
+        self.workspace = Workspace(options.work)
+
+    def prepare(self, splits: list[str] | None = None) -> dict[str, PreparedDataset]:
+        """Decodes and resizes the images of the dataset, once.
+
+        Args:
+            splits: names of splits; None: all the dataset has and the one that is trained on.
+        """
+        config, size = self.recipe.data, self.recipe.views.image_size
+        available = dataset_spec(config.dataset).splits
+        if splits is None:
+            wanted = [name for name in available if name != "trainval"]
+            if self.recipe.training.split in available and self.recipe.training.split not in wanted:
+                wanted.append(self.recipe.training.split)
+            splits = wanted
+        for name in splits:
+            if name not in available:
+                raise RecipeError(
+                    f"{self.recipe.name}: {config.dataset} has no {name} split, only {', '.join(available)}.\n"
+                    "  Choose another dataset with --data.dataset, or one of its splits."
+                )
+        with self.terminal.progress(f"prepare {config.dataset}", "images") as bar:
+            return prepare(config, size, self.workspace.data(config, size), splits=splits, on_progress=bar.update)
+
+    def train(self, *, resume: bool = True) -> Folder:
+        """Trains the base classifier, or finds it trained.
+
+        Returns:
+            The checkpoint.
+        """
+        from patchcert.stages.cluster import connected
+        from patchcert.tracking import training_run
+
+        recipe = self.recipe
+        splits = [recipe.training.split]
+        if recipe.training.split == "train" and "validation" in dataset_spec(recipe.data.dataset).splits:
+            splits.append("validation")
+        datasets = self.prepare(splits)
+        with connected(self.options.resources, verbose=self.options.verbose):
+            from patchcert.stages.train import train
+
+            started = time.perf_counter()
+            run = training_run(
+                self.options.tracking, self.workspace, recipe, datasets[recipe.training.split], self.terminal.say
+            )
+            with self.terminal.progress(f"train {recipe.name}", "epochs") as bar:
+
+                def on_epoch(epoch: int, row: dict[str, float]) -> None:
+                    accuracy = row.get("validation_view_accuracy", row["view_accuracy"])
+                    bar.update(epoch, recipe.training.epochs, f"loss {row['loss']:.3f}, views right {accuracy:.1%}")
+                    run.log_epoch(epoch, row)
+
+                try:
+                    model = train(
+                        recipe, datasets, self.workspace, self.options.resources, resume=resume, on_epoch=on_epoch
+                    )
+                except BaseException:
+                    run.finish("FAILED")
+                    raise
+            run.finish("FINISHED", checkpoint=model)
+        seconds = time.perf_counter() - started
+        done = "was trained already" if model.reused else f"trained in {seconds:.0f} s"
+        self.terminal.say(f"{recipe.name}: {done}, checkpoint {model.folder} (digest {model.digest[:12]})")
+        return model.folder
+
+    def start_untrained(self) -> Folder:
+        """Writes a checkpoint with the start weights, to try a pipeline or to time it.
+
+        Returns:
+            The checkpoint.
+        """
+        from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+
+        recipe = self.recipe
+        dataset = next(iter(self.prepare([recipe.study.split]).values()))
+        classifier = initial_classifier(
+            recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
+        )
+        folder = self.workspace.models(recipe.name).folder("untrained")
+        save_checkpoint(classifier, folder, {"recipe": recipe.name, "trained": False})
+        self.workspace.name_latest_model(recipe.name, "untrained")
+        self.terminal.say(f"{recipe.name}: start weights written, nothing was trained: {folder}")
+        return folder
+
+    def vote(self, checkpoint: str | None = None) -> VoteTable:
+        """Scores all views of the study's split.
+
+        Args:
+            checkpoint: folder or URI; None: the recipe's newest model.
+
+        Raises:
+            CheckpointError: nothing is trained yet.
+        """
+        from patchcert.stages.cluster import connected
+
+        recipe = self.recipe
+        folder = Folder(checkpoint) if checkpoint else self._latest_model()
+        dataset = self.prepare([recipe.study.split])[recipe.study.split]
+        with connected(self.options.resources, verbose=self.options.verbose):
+            from patchcert.stages.vote import vote
+
+            started = time.perf_counter()
+            with self.terminal.progress(f"vote {recipe.name}", "images") as bar:
+                table = vote(
+                    recipe,
+                    dataset,
+                    folder,
+                    self.workspace,
+                    self.options.resources,
+                    on_part=lambda receipt, missing: bar.update(dataset.num_rows - missing, dataset.num_rows),
+                )
+        self.terminal.say(
+            f"{recipe.name}: {table.num_images} images x {table.num_views} views in "
+            f"{time.perf_counter() - started:.1f} s, vote table {table.location}"
+        )
+        return table
+
+    def study(self, table: VoteTable | None = None, *, out: str | None = None) -> StudyResult:
+        """Answers the recipe's questions from a vote table, writes report and figures, and publishes them.
+
+        Args:
+            table: None: the table of the recipe's newest model.
+            out: folder of the results; None: a folder of the study's own in the work folder.
+
+        Raises:
+            VoteTableError: the table is missing or was made from something else.
+        """
+        from patchcert.stages.cluster import connected
+        from patchcert.studies.questions import questions
+        from patchcert.tracking import publish
+
+        if table is None:
+            table = self.find_table()
+        if table.views != self.recipe.views:
+            from patchcert.votes.table import check_identity
+
+            check_identity(table.identity, table.identity | {"views": self.recipe.views.identity()}, table.location)
+        asked = questions(self.recipe.study, table.views, table.score_floor, on_warning=self.terminal.say)
+        started = time.perf_counter()
+        with connected(self.options.resources, verbose=self.options.verbose):
+            from patchcert.stages.study import answer
+
+            done = 0
+            with self.terminal.progress(f"study {self.recipe.name}", "images") as bar:
+
+                def on_part(num_images: int) -> None:
+                    nonlocal done
+                    done += num_images
+                    bar.update(done, table.num_images)
+
+                parts = answer(table, asked, on_part=on_part)
+        result = self._write_study(table, asked, parts, out, time.perf_counter() - started)
+        publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
+        return result
+
+    def find_table(self) -> VoteTable:
+        """The vote table of the recipe's newest model and prepared split."""
+        from patchcert.models.checkpoint import read_checkpoint_config
+        from patchcert.votes.identity import vote_identity
+
+        dataset = self.prepare([self.recipe.study.split])[self.recipe.study.split]
+        digest = read_checkpoint_config(self._latest_model())["digest"]
+        identity = vote_identity(
+            self.recipe.views,
+            dataset,
+            model_digest=digest,
+            score_floor=self.recipe.prediction.score_floor,
+            precision=self.recipe.prediction.precision,
+        )
+        return VoteTable.open(self.workspace.votes(self.recipe.name, identity), identity)
+
+    def _write_study(
+        self, table: VoteTable, asked: list[Any], parts: list[Any], out: str | None, seconds: float
+    ) -> StudyResult:
+        raise StudyError("not yet")
+
+    def _latest_model(self) -> Folder:
+        folder = self.workspace.latest_model(self.recipe.name)
+        if folder is None:
+            raise CheckpointError(
+                f"{self.recipe.name} has no trained model in {self.workspace.folder}.\n"
+                f"  Train it first:  patchcert train {self.recipe.name}"
+            )
+        return folder
+
+
+def local_path(folder: Folder) -> Path:
+    """Path of a folder that must be on this machine's disk.
+
+    Raises:
+        RecipeError: it is a URI.
+    """
+    if not folder.is_local:
+        raise RecipeError(f"{folder} is not on a local disk, which this step needs.\n  Give a local folder with --out.")
+    return Path(str(folder))
