@@ -1,0 +1,351 @@
+"""One part of a vote table and questions in, per-image answers out; from all parts, one row of accuracies a question."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from patchcert.certificates import (
+    certify_counting,
+    certify_placement,
+    certify_random_crops_reported,
+    predict,
+    wilson_interval,
+)
+from patchcert.errors import StudyError
+from patchcert.studies.questions import Question
+from patchcert.studies.subject import Subject
+from patchcert.votes import VotePart, draw_views
+
+CHUNK_BYTES = 2**26
+
+ANSWER_COLUMNS = (
+    "defense",
+    "dataset",
+    "split",
+    "split_digest",
+    "num_images",
+    "certificate",
+    "guarantee",
+    "patch",
+    "patch_height",
+    "patch_width",
+    "patch_area",
+    "patch_fraction",
+    "tensor",
+    "affected",
+    "num_views",
+    "vote_rule",
+    "vote_threshold",
+    "draws",
+    "num_draws",
+    "min_confidence",
+    "feasible",
+    "note",
+    "base_accuracy",
+    "clean_accuracy",
+    "certified_accuracy",
+    "certified_low",
+    "certified_high",
+    "clean_low",
+    "clean_high",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartAnswers:
+    """The answers for consecutive images.
+
+    Attributes:
+        first_row: row number of the first image in its dataset.
+        columns: arrays of equal length, by name: ``image_id``, ``label``, ``base_correct`` (number of views whose top
+            class is the label), and for the questions
+            ``prediction/<ballot key>`` uint16, ``certified/<key>`` bool (whether the prediction is right or wrong),
+            ``margin/<key>`` int32 (theorems: votes to spare), ``confidence/<confidence key>`` float64.
+            Questions with several repeats have ``correct/<ballot key>`` and ``certified_correct/<key>`` instead of the
+            first two: the share of repeats, float32, whose prediction is the label, and is certified besides; their
+            confidence is the mean.
+    """
+
+    first_row: int
+    columns: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
+
+
+def answer_part(
+    part: VotePart, views: Any, questions: Sequence[Question], *, chunk_bytes: int = CHUNK_BYTES
+) -> PartAnswers:
+    """Answers questions for the images of one part.
+
+    Votes and counts are made once for each vote rule, drawn counts once for each draw, whatever is asked of them.
+
+    Args:
+        part: votes of consecutive images.
+        views: view set that they were cast on.
+        questions: as ``questions()`` made them for this view set.
+        chunk_bytes: bound on the votes that are held unpacked at a time; one image's worth is always used.
+
+    Returns:
+        Answers that do not depend on the borders of parts and chunks.
+
+    Raises:
+        StudyError: the part has another number of views than the view set.
+        VoteTableError: a threshold below the score floor.
+    """
+    if part.top_classes_NV.shape[1] != views.num_views:
+        raise StudyError(
+            f"the votes are those of {part.top_classes_NV.shape[1]} views, the study asks about {views.describe()}.\n"
+            "  Use the view set of the vote table."
+        )
+    pieces = [_answer(rows, views, questions) for rows in _chunks(part, questions, chunk_bytes)]
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    return PartAnswers(first_row=part.first_row, columns=columns)
+
+
+def per_image_table(parts: Sequence[PartAnswers]) -> pa.Table:
+    """Joins parts, in any order, into one table with a row for each image, in dataset order.
+
+    Raises:
+        StudyError: no part, or parts that answer different questions.
+    """
+    if not parts:
+        raise StudyError("a study needs the answers of at least one part of the vote table, not of 0.\n  Answer one.")
+    ordered = sorted(parts, key=lambda part: part.first_row)
+    for part in ordered:
+        if list(part.columns) != list(ordered[0].columns):
+            different = sorted(set(part.columns) ^ set(ordered[0].columns)) or ["the order of questions"]
+            raise StudyError(
+                f"the parts at rows {ordered[0].first_row} and {part.first_row} answer different questions "
+                f"({different[0]}).\n  Answer all parts with the same questions."
+            )
+    return pa.table(
+        {name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns}
+    )
+
+
+def summarise(per_image: pa.Table | Sequence[PartAnswers], questions: Sequence[Question], subject: Subject) -> pd.DataFrame:
+    """Turns per-image answers into one row for each question.
+
+    Args:
+        per_image: table of ``per_image_table``, or the parts themselves.
+        questions: the questions that were answered.
+        subject: what was attacked; its quarantined images count as wrong.
+
+    Returns:
+        Columns ``ANSWER_COLUMNS``. Accuracies in [0, 1] over all evaluated images, with 95 % Wilson intervals.
+
+    Raises:
+        StudyError: images are missing, doubled or from another split than the subject names.
+    """
+    if not isinstance(per_image, pa.Table):
+        per_image = per_image_table(per_image)
+    _check_images(per_image, subject)
+    labels_N = np.asarray(per_image["label"])
+    base_accuracy = int(np.asarray(per_image["base_correct"]).sum()) / (subject.evaluated * questions[0].num_views)
+    quarantine = f"{subject.num_quarantined} unreadable images count as wrong" if subject.num_quarantined else ""
+    rows = []
+    for question in questions:
+        clean, certified = _successes(per_image, question, labels_N)
+        clean_low, clean_high = (float(bound) for bound in wilson_interval(clean, subject.evaluated))
+        certified_low, certified_high = (float(bound) for bound in wilson_interval(certified, subject.evaluated))
+        rows.append(
+            {
+                "defense": subject.defense,
+                "dataset": subject.dataset,
+                "split": subject.split,
+                "split_digest": subject.split_digest,
+                "num_images": subject.evaluated,
+                "certificate": question.certificate,
+                "guarantee": question.kind.guarantee,
+                "patch": question.patch.label,
+                "patch_height": question.patch.height,
+                "patch_width": question.patch.width,
+                "patch_area": question.patch.area,
+                "patch_fraction": question.patch.area_fraction(subject.image_size),
+                "tensor": subject.tensor,
+                "affected": question.affected,
+                "num_views": question.num_views,
+                "vote_rule": question.vote_rule,
+                "vote_threshold": np.nan if question.vote_threshold is None else question.vote_threshold,
+                "draws": question.draws,
+                "num_draws": question.num_draws,
+                "min_confidence": np.nan if question.min_confidence is None else question.min_confidence,
+                "feasible": question.feasible,
+                "note": "; ".join(text for text in (question.note, quarantine) if text),
+                "base_accuracy": base_accuracy,
+                "clean_accuracy": clean / subject.evaluated,
+                "certified_accuracy": certified / subject.evaluated,
+                "certified_low": certified_low,
+                "certified_high": certified_high,
+                "clean_low": clean_low,
+                "clean_high": clean_high,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(ANSWER_COLUMNS))
+
+
+def combine(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Puts the rows of several studies under each other and marks what must not be compared.
+
+    Rows measured on other images than the first row get a warning in ``note``.
+
+    Raises:
+        StudyError: no frame, or patches that act on native pixels beside patches that act on the network input.
+    """
+    if not frames:
+        raise StudyError("a comparison needs at least one study, not 0.\n  Name a result folder.")
+    combined = pd.concat(frames, ignore_index=True)
+    tensors = combined.groupby(["dataset"])["tensor"].unique()
+    for dataset, names in tensors.items():
+        if len(names) > 1:
+            raise StudyError(
+                f"on {dataset} some patches act on the {names[0]} tensor and some on the {names[1]} tensor: these are "
+                "different threat models.\n  Compare studies of the same tensor only."
+            )
+    images = combined[["dataset", "split", "split_digest", "num_images"]]
+    differs = (images != images.iloc[0]).any(axis=1)
+    if differs.any():
+        first = images.iloc[0]
+        warning = (
+            f"not comparable: other images than {first['dataset']} {first['split']} "
+            f"({first['num_images']} images, {first['split_digest'][:12]})"
+        )
+        combined["note"] = [
+            "; ".join(text for text in (note, warning) if text) if other else note
+            for note, other in zip(combined["note"], differs, strict=True)
+        ]
+    return combined
+
+
+def _chunks(part: VotePart, questions: Sequence[Question], chunk_bytes: int) -> Iterator[VotePart]:
+    """The part in runs of images whose unpacked votes stay within ``chunk_bytes``."""
+    num_images = len(part.labels_N)
+    step = max(1, chunk_bytes // max(_bytes_per_image(part.num_classes, question) for question in questions))
+    if step >= num_images:
+        yield part
+        return
+    per_image = None if part.num_entries_NV is None else part.num_entries_NV.sum(axis=1, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(per_image)]) if per_image is not None else None
+    for start in range(0, num_images, step):
+        rows = slice(start, min(start + step, num_images))
+        entries = None if offsets is None else slice(offsets[rows.start], offsets[rows.stop])
+        yield dataclasses.replace(
+            part,
+            image_ids=part.image_ids[rows],
+            labels_N=part.labels_N[rows],
+            top_classes_NV=part.top_classes_NV[rows],
+            num_entries_NV=None if part.num_entries_NV is None else part.num_entries_NV[rows],
+            entry_classes=None if part.entry_classes is None or entries is None else part.entry_classes[entries],
+            entry_scores=None if part.entry_scores is None or entries is None else part.entry_scores[entries],
+            first_row=part.first_row + start,
+        )
+
+
+def _bytes_per_image(num_classes: int, question: Question) -> int:
+    if question.replacement is not None:
+        return 8 * (3 * question.repeats * num_classes + 4 * max(question.num_draws, question.num_views))
+    return question.num_views * (8 if question.vote_threshold is None else num_classes)
+
+
+def _answer(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {
+        "image_id": np.asarray(part.image_ids, dtype=object),
+        "label": part.labels_N,
+        "base_correct": (part.top_classes_NV == part.labels_N[:, None]).sum(axis=1, dtype=np.int32),
+    }
+    by_ballot: dict[str, list[Question]] = {}
+    for question in questions:
+        by_ballot.setdefault(question.ballot_key, []).append(question)
+    for asked in by_ballot.values():
+        if asked[0].replacement is None:
+            columns |= _all_views(part, views, asked)
+        else:
+            columns |= _drawn_views(part, asked)
+    return columns
+
+
+def _all_views(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+    """Answers of questions that share a vote rule and let all views vote."""
+    threshold = questions[0].vote_threshold
+    votes = part.votes("top_class") if threshold is None else part.votes(vote_threshold=threshold)
+    counts_NK = _count(votes, part.num_classes) if threshold is None else votes.sum(axis=1, dtype=np.int64)
+    columns = {f"prediction/{questions[0].ballot_key}": predict(counts_NK).astype(np.uint16)}
+    for question in questions:
+        if question.certificate == "counting":
+            outcome = certify_counting(counts_NK, question.affected)
+        else:
+            outcome = certify_placement(votes, views, question.patch, num_classes=part.num_classes)
+        columns[f"certified/{question.key}"] = outcome.certified_N
+        columns[f"margin/{question.key}"] = np.asarray(outcome.margin_N, dtype=np.int32)
+    return columns
+
+
+def _drawn_views(part: VotePart, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+    """Answers of questions that share a draw (or several repeats of it)."""
+    draw, num_images = questions[0], len(part.labels_N)
+    rows = range(part.first_row, part.first_row + num_images)
+    top_classes_NV = part.top_classes_NV.astype(np.int64)
+    counts_RNK = np.empty((draw.repeats, num_images, part.num_classes), dtype=np.int64)
+    for repeat in range(draw.repeats):
+        drawn_ND = draw_views(
+            draw.num_views, draw.num_draws, rows, replacement=bool(draw.replacement), seed=draw.seed, repeat=repeat
+        )
+        counts_RNK[repeat] = _count(np.take_along_axis(top_classes_NV, drawn_ND, axis=1), part.num_classes)
+    counts_MK = counts_RNK.reshape(-1, part.num_classes)
+    predictions_RN = predict(counts_MK).reshape(draw.repeats, num_images)
+    correct_RN = predictions_RN == part.labels_N
+    columns: dict[str, np.ndarray] = {}
+    if draw.repeats == 1:
+        columns[f"prediction/{draw.ballot_key}"] = predictions_RN[0].astype(np.uint16)
+    else:
+        columns[f"correct/{draw.ballot_key}"] = correct_RN.mean(axis=0, dtype=np.float32)
+    for question in questions:
+        outcome = certify_random_crops_reported(
+            counts_MK,
+            num_draws=question.num_draws,
+            affected=question.affected,
+            num_views=question.num_views,
+            min_confidence=question.min_confidence,
+            replacement=bool(question.replacement),
+            law=question.kind.law,
+        )
+        certified_RN = outcome.certified_N.reshape(correct_RN.shape)
+        if draw.repeats == 1:
+            columns[f"certified/{question.key}"] = certified_RN[0]
+        else:
+            columns[f"certified_correct/{question.key}"] = (certified_RN & correct_RN).mean(axis=0, dtype=np.float32)
+        confidence_RN = outcome.confidence_N.reshape(correct_RN.shape)
+        columns[f"confidence/{question.confidence_key}"] = confidence_RN.mean(axis=0)
+    return columns
+
+
+def _count(classes_NV: np.ndarray, num_classes: int) -> np.ndarray:
+    """Votes per image and class, int64, shape (N, K), of one class a vote."""
+    num_images = len(classes_NV)
+    cells_NV = classes_NV + np.arange(num_images)[:, None] * num_classes
+    return np.bincount(cells_NV.ravel(), minlength=num_images * num_classes).reshape(num_images, num_classes)
+
+
+def _successes(per_image: pa.Table, question: Question, labels_N: np.ndarray) -> tuple[float, float]:
+    """How many images are classified right, and how many certified besides; means over repeats."""
+    if question.repeats > 1:
+        correct = np.asarray(per_image[f"correct/{question.ballot_key}"])
+        certified = np.asarray(per_image[f"certified_correct/{question.key}"])
+        return float(correct.sum(dtype=np.float64)), float(certified.sum(dtype=np.float64))
+    correct_N = np.asarray(per_image[f"prediction/{question.ballot_key}"]) == labels_N
+    certified_N = np.asarray(per_image[f"certified/{question.key}"])
+    return int(correct_N.sum()), int((correct_N & certified_N).sum())
+
+
+def _check_images(per_image: pa.Table, subject: Subject) -> None:
+    num_names = len(per_image["image_id"].unique())
+    if per_image.num_rows != subject.num_images or num_names != subject.num_images:
+        raise StudyError(
+            f"the answers hold {per_image.num_rows} images ({num_names} different ones), the split "
+            f"{subject.dataset}/{subject.split} has {subject.num_images}.\n  Answer every part of the vote table once."
+        )

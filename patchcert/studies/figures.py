@@ -1,0 +1,432 @@
+"""Rows of answers in, the points of every figure out; and points in, figures fit for a paper out."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from patchcert.studies.headline import DEFENSE_COLUMNS, SETTING_COLUMNS, first_settings
+from patchcert.studies.wording import certificate_words, percent, rule_words
+
+# Okabe and Ito 2008, told apart with every common colour blindness; its yellow is too faint on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_STYLES = {"deterministic": "-", "probabilistic": "-.", "heuristic": "--"}
+_MARKERS = {"counting": "s", "placement": "o", "random_crops_reported": "^", "random_crops_exact": "v"}
+_COLUMN_WIDTH = 3.4
+_RESOLUTION = 200
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#d9d9d9",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.8,
+    "hatch.linewidth": 0.6,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    # A fixed salt and no date make equal figures equal bytes.
+    "svg.hashsalt": "patchcert",
+    "svg.fonttype": "path",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line or bar of a figure.
+
+    Attributes:
+        defense: name of the defense.
+        certificate: name of the certificate, or "clean" for the accuracy without a patch.
+        label: words of the legend.
+        guarantee: of the certificate; sets the line style.
+        x: positions on the horizontal axis.
+        y: accuracies in [0, 1].
+        low: lower ends of their 95 % intervals.
+        high: upper ends.
+        feasible: whether anything could be certified there.
+    """
+
+    defense: str
+    certificate: str
+    label: str
+    guarantee: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    feasible: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FigureData:
+    """Everything a figure shows, before it is drawn.
+
+    Attributes:
+        name: file name without ending.
+        caption: what is shown, one or two sentences.
+        x_label: name and unit of the horizontal axis.
+        y_label: name and unit of the vertical axis.
+        kind: lines over numbers, or bars.
+        lines: what is drawn.
+        patches: (share of the image, label) of the patches on a patch-area axis.
+        log2: whether the horizontal axis is logarithmic.
+        level: lines drawn across the whole width, such as the accuracy with all views.
+    """
+
+    name: str
+    caption: str
+    x_label: str
+    y_label: str = "accuracy (% of images)"
+    kind: Literal["lines", "bars"] = "lines"
+    lines: tuple[Line, ...]
+    patches: tuple[tuple[float, str], ...] = ()
+    log2: bool = False
+    level: tuple[Line, ...] = ()
+
+
+def figures_of(answers: pd.DataFrame, headline_patch: str) -> list[FigureData]:
+    """The figures that the answers have the data for.
+
+    Args:
+        answers: rows of one or several studies.
+        headline_patch: label of the patch of the figures that show a single one.
+
+    Returns:
+        Bars of clean and certified accuracy; certified accuracy against patch area, vote threshold and number of draws,
+        each where at least two positions were asked.
+    """
+    at_patch = answers[answers["patch"] == headline_patch]
+    figures = [
+        patch_area_figure(answers),
+        accuracy_bars(at_patch, headline_patch),
+        vote_threshold_figure(at_patch, headline_patch),
+        num_draws_figure(at_patch, headline_patch),
+    ]
+    return [figure for figure in figures if figure is not None]
+
+
+def patch_area_figure(answers: pd.DataFrame) -> FigureData | None:
+    """Certified accuracy against patch area, square patches, each certificate at its first setting."""
+    rows = first_settings(answers)
+    rows = rows[(rows["patch_height"] == rows["patch_width"]) & (rows["patch_area"] == rows["patch_height"] ** 2)]
+    lines = _lines(rows, "patch_fraction", [*DEFENSE_COLUMNS, "certificate"], _legend(rows))
+    patches = rows[["patch_fraction", "patch"]].drop_duplicates().sort_values("patch_fraction")
+    if not _is_curve(lines):
+        return None
+    return FigureData(
+        name="patch_area",
+        caption=(
+            "Certified accuracy against the area of a square patch that may lie anywhere in the image. Solid lines are "
+            "theorems, dashed lines heuristics; bands are 95 % intervals."
+        ),
+        x_label="patch area (% of the image)",
+        y_label="certified accuracy (% of images)",
+        lines=lines,
+        patches=tuple(patches.itertuples(index=False, name=None)),
+    )
+
+
+def vote_threshold_figure(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
+    """Certified and clean accuracy against the vote threshold, at one patch."""
+    rows = at_patch[at_patch["vote_rule"] == "threshold"]
+    certified = _lines(rows, "vote_threshold", [*DEFENSE_COLUMNS, "certificate"], _legend(rows, with_setting=False))
+    if not _is_curve(certified):
+        return None
+    clean = _clean_lines(rows, "vote_threshold", DEFENSE_COLUMNS)
+    return FigureData(
+        name="vote_threshold",
+        caption=(
+            f"Certified accuracy against a {patch} patch, and clean accuracy, for every vote threshold asked. "
+            "Bands are 95 % intervals."
+        ),
+        x_label="vote threshold (softmax score)",
+        lines=(*certified, *clean),
+    )
+
+
+def num_draws_figure(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
+    """Certified accuracy against the number of drawn views, at one patch; theorems over all views as levels."""
+    drawn = at_patch[at_patch["draws"] != "all"]
+    if drawn.empty:
+        return None
+    # The first confidence asked; replacement and law make lines of their own.
+    first = drawn.groupby(DEFENSE_COLUMNS, sort=False)["min_confidence"].transform("first")
+    drawn = drawn[drawn["min_confidence"] == first]
+    several = drawn["defense"].nunique() > 1
+    lines = _lines(
+        drawn,
+        "num_draws",
+        [*DEFENSE_COLUMNS, "certificate", "draws"],
+        lambda row: f"{row['defense']}, " * several + f"{certificate_words(row)}, {row['draws']}",
+    )
+    if not _is_curve(lines):
+        return None
+    defenses = drawn["defense"].unique()
+    full = at_patch[
+        (at_patch["certificate"] == "placement")
+        & (at_patch["vote_rule"] == "top_class")
+        & at_patch["defense"].isin(defenses)
+    ]
+    levels = _lines(
+        full,
+        "num_draws",
+        [*DEFENSE_COLUMNS, "certificate"],
+        lambda row: f"{row['defense']}, " * several + f"placement, all {row['num_views']} views",
+    )
+    return FigureData(
+        name="num_draws",
+        caption=(
+            f"Certified accuracy against a {patch} patch for growing numbers of drawn views (heuristic, dashed), beside the "
+            "theorem over all views (solid). Bands are 95 % intervals."
+        ),
+        x_label="drawn views per image",
+        y_label="certified accuracy (% of images)",
+        lines=lines,
+        log2=True,
+        level=levels,
+    )
+
+
+def accuracy_bars(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
+    """Clean and certified accuracy of every defense and certificate at one patch."""
+    rows = first_settings(at_patch)
+    if rows.empty:
+        return None
+    return FigureData(
+        name="clean_and_certified",
+        caption=(
+            f"Clean accuracy and certified accuracy against a {patch} patch that may lie anywhere in the image. Hatched bars "
+            "are heuristics; whiskers are 95 % intervals."
+        ),
+        x_label="accuracy (% of images)",
+        y_label="",
+        kind="bars",
+        lines=tuple(
+            line
+            for defense in rows["defense"].unique()
+            for line in _bars_of(rows[rows["defense"] == defense])
+        ),
+    )
+
+
+def save(data: FigureData, folder: Path) -> dict[str, Path]:
+    """Draws a figure and writes it as PNG (200 dpi) and SVG; equal data gives equal bytes.
+
+    Returns:
+        Paths by ending, "png" and "svg".
+    """
+    paths = {ending: folder / f"{data.name}.{ending}" for ending in ("png", "svg")}
+    with matplotlib.rc_context(_STYLE):
+        figure = _draw_bars(data) if data.kind == "bars" else _draw_lines(data)
+        figure.savefig(paths["png"], dpi=_RESOLUTION, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.04)
+        figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.04)
+    return paths
+
+
+def _legend(rows: pd.DataFrame, with_setting: bool = True) -> Any:
+    """Words for a line: the defense where there are several, the certificate, and its setting."""
+    several = len(rows[DEFENSE_COLUMNS].drop_duplicates()) > 1
+
+    def words(row: pd.Series) -> str:
+        setting = f", {row['num_draws']} draws" if row["draws"] != "all" else f", {rule_words(row)}"
+        return f"{row['defense']}: " * several + certificate_words(row) + setting * with_setting
+
+    return words
+
+
+def _lines(rows: pd.DataFrame, x: str, by: Sequence[str], label: Any) -> tuple[Line, ...]:
+    lines = []
+    for _, group in rows.groupby(list(by), sort=False, dropna=False):
+        points = group.drop_duplicates(x).sort_values(x, kind="stable")
+        lines.append(_line(points, x, "certified", label(group.iloc[0])))
+    return tuple(lines)
+
+
+def _clean_lines(rows: pd.DataFrame, x: str, by: Sequence[str]) -> tuple[Line, ...]:
+    several = len(rows[DEFENSE_COLUMNS].drop_duplicates()) > 1
+    lines = []
+    for _, group in rows.groupby(list(by), sort=False):
+        points = group.drop_duplicates(x).sort_values(x, kind="stable")
+        lines.append(_line(points, x, "clean", f"{group['defense'].iloc[0]}: " * several + "clean, no patch"))
+    return tuple(lines)
+
+
+def _line(points: pd.DataFrame, x: str, metric: str, label: str) -> Line:
+    first = points.iloc[0]
+    return Line(
+        defense=first["defense"],
+        certificate="clean" if metric == "clean" else first["certificate"],
+        label=label,
+        guarantee="" if metric == "clean" else first["guarantee"],
+        x=tuple(float(value) for value in points[x]),
+        y=tuple(points[f"{metric}_accuracy"]),
+        low=tuple(points[f"{metric}_low"]),
+        high=tuple(points[f"{metric}_high"]),
+        feasible=tuple(bool(value) or metric == "clean" for value in points["feasible"]),
+    )
+
+
+def _bars_of(rows: pd.DataFrame) -> list[Line]:
+    """Bars of one defense: its clean accuracy once for each way of voting, then each certificate."""
+    bars = []
+    for _, group in rows.groupby(SETTING_COLUMNS[:4], sort=False, dropna=False):
+        first = group.iloc[0]
+        voting = rule_words(first) if first["draws"] == "all" else f"{first['num_draws']} draws"
+        bars.append(_line(group.iloc[:1], "num_views", "clean", f"clean, {voting}"))
+        bars += [_line(group.iloc[[i]], "num_views", "certified", certificate_words(group.iloc[i])) for i in range(len(group))]
+    return bars
+
+
+def _is_curve(lines: Sequence[Line]) -> bool:
+    return any(len(line.x) > 1 for line in lines)
+
+
+def _colours(lines: Sequence[Line]) -> dict[tuple[str, str], tuple[str, float]]:
+    """Colour and opacity of each (defense, certificate): a colour for each defense where there are several."""
+    defenses = list(dict.fromkeys(line.defense for line in lines))
+    if len(defenses) == 1:
+        certificates = list(dict.fromkeys(line.certificate for line in lines if line.certificate != "clean"))
+        chosen = {(defenses[0], name): (PALETTE[i % len(PALETTE)], 1.0) for i, name in enumerate(certificates)}
+        return chosen | {(defenses[0], "clean"): ("#555555", 1.0)}
+    return {
+        (line.defense, line.certificate): (
+            PALETTE[defenses.index(line.defense) % len(PALETTE)],
+            0.55 if line.certificate == "counting" else 1.0,
+        )
+        for line in lines
+    }
+
+
+def _draw_lines(data: FigureData) -> Figure:
+    drawn = (*data.lines, *data.level)
+    figure = Figure(figsize=(_COLUMN_WIDTH, 2.35 + 0.135 * len(drawn)), layout="constrained")
+    axes = figure.subplots()
+    colours = _colours(drawn)
+    is_percent_x = data.name == "patch_area"
+    scale_x = 100 if is_percent_x else 1
+    handles = []
+    for line in drawn:
+        colour, opacity = colours[line.defense, line.certificate]
+        is_clean = line.certificate == "clean"
+        is_without = line.label.endswith("without replacement")
+        style: dict[str, Any] = {
+            "color": colour,
+            "alpha": opacity,
+            "linestyle": ":" if is_clean else _LINE_STYLES[line.guarantee],
+            "marker": None if is_clean or line in data.level else _MARKERS.get(line.certificate, "D"),
+            "markerfacecolor": "white" if line.guarantee == "heuristic" and not is_without else colour,
+            "markeredgewidth": 0.9,
+        }
+        x, y = np.array(line.x) * scale_x, 100 * np.array(line.y)
+        if line in data.level:
+            style["linewidth"] = 1.0
+            axes.axhline(y[0], **{key: value for key, value in style.items() if not key.startswith("marker")})
+            axes.axhspan(100 * line.low[0], 100 * line.high[0], color=colour, alpha=0.12, linewidth=0)
+        else:
+            axes.plot(x, y, clip_on=False, zorder=3, **style)
+            axes.fill_between(
+                x, 100 * np.array(line.low), 100 * np.array(line.high), color=colour, alpha=0.13, linewidth=0
+            )
+            impossible = ~np.array(line.feasible)
+            axes.plot(x[impossible], y[impossible], "x", color=colour, markersize=5, clip_on=False, zorder=4)
+        handles.append(Line2D([], [], label=line.label, **style))
+    if any(not all(line.feasible) for line in data.lines):
+        handles.append(Line2D([], [], linestyle="", marker="x", color="#444444", markersize=5, label="infeasible: no votes suffice"))
+    axes.set_ylim(0, 100)
+    axes.set_ylabel(data.y_label)
+    axes.set_xlabel(data.x_label)
+    axes.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
+    _set_x_axis(axes, data, np.array([value for line in data.lines for value in line.x]) * scale_x)
+    figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, handlelength=2.6, labelspacing=0.25)
+    return figure
+
+
+def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
+    if data.log2:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted(set(positions))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        return
+    if data.name == "vote_threshold":
+        axes.xaxis.set_major_locator(FixedLocator(sorted(set(positions))) if len(set(positions)) <= 8 else MaxNLocator(6))
+        return
+    highest = positions.max()
+    axes.set_xlim(0, highest * 1.02)
+    if len({fraction for fraction, _ in data.patches}) != len(data.patches):
+        return
+    # Sizes in pixels along the top, those that would overlap left out from the large end.
+    shown: list[tuple[float, str]] = []
+    for fraction, label in reversed(data.patches):
+        if not shown or shown[-1][0] - 100 * fraction > 0.11 * highest:
+            shown.append((100 * fraction, label))
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([position for position, _ in shown], [label.replace("x", "\u00d7") for _, label in shown])
+    top.tick_params(length=2, labelsize=6.5)
+    top.set_xlabel("patch (pixels)", fontsize=7)
+
+
+def _draw_bars(data: FigureData) -> Figure:
+    defenses = list(dict.fromkeys(line.defense for line in data.lines))
+    colours = _colours(data.lines)
+    positions, titles, height = [], [], 0.0
+    for i, line in enumerate(data.lines):
+        if i == 0 or line.defense != data.lines[i - 1].defense:
+            height += 1.15 if i else 0.4
+            titles.append((height - 0.85, line.defense))
+        elif line.certificate == "clean":
+            height += 0.25
+        positions.append(height)
+        height += 1
+    if len(defenses) == 1:
+        titles = []
+    figure = Figure(figsize=(_COLUMN_WIDTH, 0.65 + 0.19 * (height + 1)), layout="constrained")
+    axes = figure.subplots()
+    for line, position in zip(data.lines, positions, strict=True):
+        colour, _ = colours[line.defense, line.certificate]
+        is_clean = line.certificate == "clean"
+        value, low, high = (100 * part[0] for part in (line.y, line.low, line.high))
+        axes.barh(
+            position,
+            value,
+            height=0.78,
+            color="#c9c9c9" if is_clean else ("white" if line.guarantee == "heuristic" else colour),
+            edgecolor="#8c8c8c" if is_clean else colour,
+            hatch="/////" if line.guarantee == "heuristic" else None,
+            linewidth=0.7,
+        )
+        axes.errorbar(
+            value, position, xerr=[[value - low], [high - value]], color="#222222", linewidth=0.8, capsize=1.8, capthick=0.8
+        )
+        words = percent(line.y[0]) if line.feasible[0] else "infeasible"
+        axes.annotate(words, (high, position), (4, 0), textcoords="offset points", va="center", fontsize=6.5)
+    for position, title in titles:
+        axes.text(0, position, title, fontsize=7.5, fontweight="bold", va="center")
+    axes.set_yticks(positions, [line.label for line in data.lines])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    axes.set_ylim(height - 0.3, positions[0] - (1.3 if titles else 0.7))
+    axes.set_xlim(0, 108)
+    axes.xaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
+    axes.set_xlabel(data.x_label)
+    return figure

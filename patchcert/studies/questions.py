@@ -1,0 +1,356 @@
+"""A grid of settings and a view set in, the list of questions that one vote table answers out."""
+
+import dataclasses
+import difflib
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+from patchcert.certificates import reported_feasibility
+from patchcert.errors import StudyError
+from patchcert.geometry import Patch
+from patchcert.votes import rounded_score
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CertificateKind:
+    """What a study can ask of votes.
+
+    Attributes:
+        guarantee: "deterministic", "probabilistic" or "heuristic".
+        drawn: whether it looks at a random draw of the views instead of all of them.
+        law: distribution that the drawn ones assume, as ``certify_random_crops_reported`` names it.
+        meaning: one sentence for readers of a report.
+    """
+
+    guarantee: Literal["deterministic", "probabilistic", "heuristic"]
+    drawn: bool
+    law: Literal["reported", "exact"] | None = None
+    meaning: str
+
+
+CERTIFICATES: dict[str, CertificateKind] = {
+    "counting": CertificateKind(
+        guarantee="deterministic",
+        drawn=False,
+        meaning="A theorem: the lead in votes exceeds what a patch can change anywhere, using only how many views it touches.",
+    ),
+    "placement": CertificateKind(
+        guarantee="deterministic",
+        drawn=False,
+        meaning="A theorem: at every single placement, the votes the patch cannot touch still decide. Never weaker than counting.",
+    ),
+    "random_crops_reported": CertificateKind(
+        guarantee="heuristic",
+        drawn=True,
+        law="reported",
+        meaning=(
+            "The confidence p_c of the randomized-cropping paper, as published. A heuristic: it ignores ties and treats "
+            "the drawn crops as independent of their votes; an attacker may succeed more often than it says."
+        ),
+    ),
+    "random_crops_exact": CertificateKind(
+        guarantee="heuristic",
+        drawn=True,
+        law="exact",
+        meaning=(
+            "The same p_c with the exact law of a draw without replacement (hypergeometric). Still a heuristic, for the "
+            "same reasons."
+        ),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Questions to ask of one vote table: the grid of all settings below.
+
+    Of each list the first entry is the setting behind headline numbers and the figure over patch areas: it is chosen
+    here, before any test image is seen.
+    """
+
+    patches: tuple[str, ...] = ("1x1", "2x2", "3x3", "4x4", "5x5")
+    """Patches, each anywhere in the image: 5x5 (height x width), 2%, 2.4%@6:1 (height:width), 5x5@45deg, 5x5@45deg-exact."""
+    headline_patch: str = ""
+    """Patch of the headline numbers; empty: the one of patches nearest to 2.4 % of the image."""
+    certificates: tuple[str, ...] = ("counting", "placement")
+    """counting, placement (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
+    vote_thresholds: tuple[float, ...] = ()
+    """A view votes for every class whose score reaches this; each in (0, 1] and at least the table's score floor."""
+    top_class: bool = True
+    """Ask under the top-class rule too: each view votes for its best class."""
+    num_draws: tuple[int, ...] = ()
+    """Numbers of views that the random-crop certificates draw."""
+    replacement: tuple[Literal["with", "without"], ...] = ("with",)
+    """Draw with replacement, without, or both."""
+    min_confidences: tuple[float, ...] = (0.95,)
+    """Confidence from which a random-crop certificate counts, each in (0, 1)."""
+    repeats: int = 1
+    """Independent draws of every random-crop question; accuracies are means over them."""
+    seed: int = 0
+    """Of the draws."""
+    split: str = "test"
+    """Split whose votes are asked: test, or validation to choose settings."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges, repetitions and certificates that lack what they need."""
+        for name in ("patches", "certificates", "replacement", "min_confidences"):
+            if not getattr(self, name):
+                raise StudyError(f"study: {name} is empty, so nothing is asked.\n  Name at least one, or leave it out.")
+        for name in ("patches", "certificates", "vote_thresholds", "num_draws", "replacement", "min_confidences"):
+            values = getattr(self, name)
+            twice = sorted({str(value) for value in values if values.count(value) > 1})
+            if twice:
+                raise StudyError(f"study: {name} names {', '.join(twice)} twice.\n  Name each value once.")
+        for name in self.certificates:
+            if name not in CERTIFICATES:
+                nearest = difflib.get_close_matches(name, CERTIFICATES, n=1)
+                hint = f"Did you mean {nearest[0]!r}?  " if nearest else ""
+                raise StudyError(f"study: unknown certificate {name!r}.\n  {hint}Known: {', '.join(CERTIFICATES)}.")
+        for name, low_open in (("vote_thresholds", False), ("min_confidences", True)):
+            for value in getattr(self, name):
+                if not 0 < value <= 1 or (low_open and value == 1):
+                    bounds = "(0, 1)" if low_open else "(0, 1]"
+                    raise StudyError(f"study: {name} holds {value}, outside {bounds}.\n  Give fractions such as 0.3.")
+        for value in (*self.num_draws, self.repeats):
+            if value < 1:
+                raise StudyError(f"study: num_draws and repeats must be at least 1, not {value}.\n  Draw at least once.")
+        if self.seed < 0:
+            raise StudyError(f"study: seed must be >= 0, not {self.seed}.\n  Give a whole number from 0 up.")
+        if any(mode not in ("with", "without") for mode in self.replacement):
+            raise StudyError(f"study: replacement is {self.replacement}.\n  Use 'with', 'without' or both.")
+        if self.headline_patch and self.headline_patch not in self.patches:
+            raise StudyError(
+                f"study: headline_patch {self.headline_patch!r} is not among the patches {', '.join(self.patches)}.\n"
+                "  Add it to patches, or choose one of them."
+            )
+        if not self.top_class and not self.vote_thresholds:
+            raise StudyError(
+                "study: top_class is off and vote_thresholds is empty, so no view votes.\n"
+                "  Give a vote threshold, or leave top_class on."
+            )
+        drawn = [name for name in self.certificates if CERTIFICATES[name].drawn]
+        if drawn and not self.num_draws:
+            raise StudyError(f"study: {drawn[0]} draws views, but num_draws is empty.\n  Give num_draws, such as 128.")
+        if drawn and not self.top_class:
+            raise StudyError(
+                f"study: {drawn[0]} is defined for top-class votes, but top_class is off.\n"
+                f"  Leave top_class on, or drop {drawn[0]}."
+            )
+        if "random_crops_exact" in self.certificates and "without" not in self.replacement:
+            raise StudyError(
+                "study: random_crops_exact differs from random_crops_reported only without replacement, but "
+                f"replacement is {', '.join(self.replacement)}.\n  Add 'without' to replacement, or drop the certificate."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question: can this patch, anywhere, change predictions made by this rule?
+
+    Attributes:
+        certificate: name in ``CERTIFICATES``.
+        patch: the footprint.
+        affected: most views that one placement touches.
+        num_views: views of an image.
+        vote_threshold: score from which a class gets a vote; None for the top-class rule.
+        replacement: whether views are drawn with replacement; None when all views vote.
+        num_draws: views that vote.
+        min_confidence: confidence from which an image counts as certified; None for theorems.
+        repeats: independent draws.
+        seed: of the draws.
+        feasible: whether any votes at all could be certified.
+        note: what a reader must know about the answer, or empty.
+    """
+
+    certificate: str
+    patch: Patch
+    affected: int
+    num_views: int
+    vote_threshold: float | None = None
+    replacement: bool | None = None
+    num_draws: int
+    min_confidence: float | None = None
+    repeats: int = 1
+    seed: int = 0
+    feasible: bool = True
+    note: str = ""
+
+    @property
+    def kind(self) -> CertificateKind:
+        """What the certificate is."""
+        return CERTIFICATES[self.certificate]
+
+    @property
+    def vote_rule(self) -> Literal["top_class", "threshold"]:
+        """How views vote."""
+        return "top_class" if self.vote_threshold is None else "threshold"
+
+    @property
+    def draws(self) -> str:
+        """Which views vote, in words."""
+        return "all" if self.replacement is None else f"with{'' if self.replacement else 'out'} replacement"
+
+    @property
+    def ballot_key(self) -> str:
+        """Names the votes that are counted; questions that share it share their predictions."""
+        rule = "top_class" if self.vote_threshold is None else f"threshold={self.vote_threshold:g}"
+        if self.replacement is None:
+            return f"{rule}/all"
+        repeats = f",repeats={self.repeats}" if self.repeats > 1 else ""
+        return f"{rule}/{self.num_draws} {self.draws},seed={self.seed}{repeats}"
+
+    @property
+    def confidence_key(self) -> str:
+        """Names the confidences; questions that share it differ in ``min_confidence`` only."""
+        return f"{self.certificate}/{self.patch.label}/{self.ballot_key}"
+
+    @property
+    def key(self) -> str:
+        """Names the question within a study; the same settings give the same key for ever."""
+        least = "" if self.min_confidence is None else f"/confidence>={self.min_confidence:g}"
+        return f"{self.confidence_key}{least}"
+
+
+def questions(
+    config: StudyConfig,
+    views: Any,
+    score_floor: float | None,
+    *,
+    on_warning: Callable[[str], object] = warnings.warn,
+) -> list[Question]:
+    """Expands a study into its questions, in the order in which settings are listed.
+
+    Args:
+        config: the grid.
+        views: view set of the vote table.
+        score_floor: lowest threshold the table answers; None when it stores top classes only.
+        on_warning: called with one text for each setting that changes nothing.
+
+    Returns:
+        Questions with distinct keys. Threshold rules come before the top-class rule.
+
+    Raises:
+        StudyError: a threshold below the score floor, random crops of a view set that is not made of crops, more
+            views than there are drawn without replacement.
+        GeometryError: a patch that cannot be read or does not fit inside the image.
+    """
+    _check_thresholds(config, score_floor)
+    drawn = [name for name in config.certificates if CERTIFICATES[name].drawn]
+    if drawn and views.kind != "crop":
+        raise StudyError(
+            f"study: {drawn[0]} certifies random crops, but the votes are those of {views.describe()}.\n"
+            f"  Drop {drawn[0]} here; counting and placement hold for every view set."
+        )
+    if not drawn:
+        defaults = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
+        for name in ("num_draws", "replacement", "min_confidences", "repeats", "seed"):
+            if getattr(config, name) != defaults[name]:
+                on_warning(f"study: {name} has no effect: no certificate of {', '.join(config.certificates)} draws views.")
+    if drawn and "without" in config.replacement and max(config.num_draws) > views.num_views:
+        raise StudyError(
+            f"study: {max(config.num_draws)} views cannot be drawn without replacement from {views.num_views}.\n"
+            f"  Draw at most {views.num_views}, or with replacement only."
+        )
+    patches = _patches(config, views, on_warning)
+    asked = []
+    for threshold in (*config.vote_thresholds, *([None] if config.top_class else [])):
+        for name in config.certificates:
+            if not CERTIFICATES[name].drawn:
+                asked += [_of_all_views(name, patch, views, affected, threshold) for patch, affected in patches.items()]
+    for name in drawn:
+        for mode in config.replacement:
+            if name == "random_crops_exact" and mode == "with":
+                continue
+            for num_draws in config.num_draws:
+                for confidence in config.min_confidences:
+                    asked += [
+                        _of_drawn_views(name, patch, views, affected, num_draws, mode == "with", confidence, config)
+                        for patch, affected in patches.items()
+                    ]
+    return asked
+
+
+def headline_patch(config: StudyConfig, image_size: tuple[int, int]) -> str:
+    """Label of the patch of the headline numbers."""
+    if config.headline_patch:
+        return Patch.parse(config.headline_patch, image_size).label
+    patches = [Patch.parse(text, image_size) for text in config.patches]
+    return min(patches, key=lambda patch: abs(patch.area_fraction(image_size) - 0.024)).label
+
+
+def _check_thresholds(config: StudyConfig, score_floor: float | None) -> None:
+    if not config.vote_thresholds:
+        return
+    if score_floor is None:
+        raise StudyError(
+            f"study: vote_threshold {config.vote_thresholds[0]} needs scores, but the vote table stores top classes only.\n"
+            "  Vote again with a --prediction.score-floor at or below it, or leave vote_thresholds out."
+        )
+    low = [value for value in config.vote_thresholds if rounded_score(value) < rounded_score(score_floor)]
+    if low:
+        raise StudyError(
+            f"study: vote_threshold {min(low)} lies below the vote table's score floor {score_floor}.\n"
+            f"  Vote again with --prediction.score-floor {min(low)}, or ask for {score_floor} and above."
+        )
+
+
+def _patches(config: StudyConfig, views: Any, on_warning: Callable[[str], object]) -> dict[Patch, int]:
+    """The distinct patches, each with the most views that one placement affects."""
+    texts: dict[Patch, str] = {}
+    for text in config.patches:
+        patch = Patch.parse(text, views.image_size)
+        if patch in texts:
+            on_warning(f"study: patches {texts[patch]} and {text} are both {patch.label} pixels here; asked once.")
+        else:
+            texts[patch] = text
+    return {patch: views.affected(patch) for patch in texts}
+
+
+def _of_all_views(name: str, patch: Patch, views: Any, affected: int, threshold: float | None) -> Question:
+    # The largest lead there can be is one vote a view for the winner and none for a rival.
+    feasible = 2 * affected <= views.num_views
+    note = "" if feasible else f"infeasible: needs a lead of {2 * affected} votes, there are {views.num_views} views"
+    return Question(
+        certificate=name,
+        patch=patch,
+        affected=affected,
+        num_views=views.num_views,
+        num_draws=views.num_views,
+        vote_threshold=threshold,
+        feasible=feasible,
+        note=note,
+    )
+
+
+def _of_drawn_views(
+    name: str,
+    patch: Patch,
+    views: Any,
+    affected: int,
+    num_draws: int,
+    replacement: bool,
+    min_confidence: float,
+    config: StudyConfig,
+) -> Question:
+    possible = reported_feasibility(
+        num_draws, affected, views.num_views, min_confidence, replacement=replacement, law=CERTIFICATES[name].law
+    )
+    notes = ["heuristic, not a theorem"]
+    if not possible.feasible:
+        notes.append(f"infeasible: needs a lead of {possible.needed_margin} votes, {num_draws} are drawn")
+    if config.repeats > 1:
+        notes.append(f"mean of {config.repeats} draws, interval of a single one")
+    return Question(
+        certificate=name,
+        patch=patch,
+        affected=affected,
+        num_views=views.num_views,
+        num_draws=num_draws,
+        replacement=replacement,
+        min_confidence=min_confidence,
+        repeats=config.repeats,
+        seed=config.seed,
+        feasible=possible.feasible,
+        note="; ".join(notes),
+    )

@@ -1,0 +1,87 @@
+"""A vote table in, what a reader must know about what was attacked out: defense, images, model."""
+
+import dataclasses
+from typing import Any
+
+from patchcert.errors import StudyError
+from patchcert.votes import VoteTable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a study is about; stands beside every number it yields.
+
+    Attributes:
+        defense: name of the recipe.
+        dataset: registered name.
+        variant: edition of its images.
+        split: name of the split.
+        split_digest: digest of its images and labels, hex.
+        num_images: images that were voted on.
+        num_quarantined: images that could not be read; they count as wrong.
+        num_classes: number of classes.
+        resize: how images were brought to network size; "none": the patch acts on native pixels.
+        interpolation: of the resizing, or None.
+        views: identity of the view set.
+        model_digest: digest of the checkpoint, hex.
+    """
+
+    defense: str
+    dataset: str
+    variant: str = "original"
+    split: str
+    split_digest: str
+    num_images: int
+    num_quarantined: int = 0
+    num_classes: int
+    resize: str = "none"
+    interpolation: str | None = None
+    views: dict[str, Any]
+    model_digest: str = ""
+
+    @classmethod
+    def of_table(cls, table: VoteTable, defense: str) -> "Subject":
+        """Reads the subject off the identity of a vote table."""
+        dataset, preprocessing = table.identity["dataset"], table.identity["preprocessing"]
+        return cls(
+            defense=defense,
+            dataset=dataset["name"],
+            variant=dataset["variant"],
+            split=dataset["split"],
+            split_digest=dataset["digest"],
+            num_images=table.num_images,
+            num_quarantined=table.num_quarantined,
+            num_classes=table.num_classes,
+            resize=preprocessing["resize"],
+            interpolation=preprocessing["interpolation"],
+            views=table.identity["views"],
+            model_digest=table.identity["model"],
+        )
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Subject":
+        """Makes a subject of what ``dataclasses.asdict`` gave.
+
+        Raises:
+            StudyError: fields are missing or unknown.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise StudyError(f"the subject of a study is incomplete: {error}.\n  Answer the study again.") from None
+
+    @property
+    def evaluated(self) -> int:
+        """Denominator of every accuracy: images voted on and quarantined ones."""
+        return self.num_images + self.num_quarantined
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the tensor that the patch acts on, in pixels."""
+        height, width = self.views["image_size"]
+        return height, width
+
+    @property
+    def tensor(self) -> str:
+        """Name of the tensor that the patch acts on."""
+        return "native" if self.resize == "none" else "network input"
