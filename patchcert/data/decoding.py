@@ -70,7 +70,7 @@ class Preprocessing:
             "colours": "RGB" if self.num_channels == 3 else "grey, ITU-R 601 luma",
             "alpha": "dropped",
             "exif_orientation": "ignored",
-            "sixteen_bit": "scaled by 255/65535, rounded",
+            "sixteen_bit": "grey scaled by 255/65535 and rounded, colours cut to their high byte",
         }
 
     def apply(self, data: bytes | None) -> bytes:
@@ -143,6 +143,11 @@ class Preprocessing:
         if self.resize == "stretch":
             return image.resize((width, height), resample)
         scaled_height, scaled_width = scaled_size((image.height, image.width), self.image_size, self.resize)
+        if scaled_height * scaled_width > self.max_pixels:
+            raise ImageError(
+                f"it is {image.height}x{image.width} pixels and would become {scaled_height}x{scaled_width}, more than "
+                f"max_pixels {self.max_pixels:,}"
+            )
         scaled = image.resize((scaled_width, scaled_height), resample)
         if self.resize == "pad":
             padded = Image.new(image.mode, (width, height))

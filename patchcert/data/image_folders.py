@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import difflib
 import functools
 from collections.abc import Iterable, Iterator
@@ -9,11 +10,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
+from patchcert.data.parallel import ordered_map
 from patchcert.data.registry import DatasetSpec
 from patchcert.data.sources import RowSource, SourceRow, fingerprint
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
+_FILES_AHEAD = 8
 _DESKTOP_FILES = {"Thumbs.db", "desktop.ini"}
 
 
@@ -30,6 +33,7 @@ class FolderSource:
         self._spec = spec
         self._folder = folder
         self.uri = folder.uri
+        self._listed: dict[str, RowSource] = {}
 
     def available(self) -> list[str]:
         """Names of the source splits that are there."""
@@ -39,17 +43,16 @@ class FolderSource:
         """The images of the first of these source splits that is there, else None."""
         for split in names:
             if split in self._splits:
-                return self._rows(split)
+                # Train and validation share one listing, which takes a while for a million files.
+                if split not in self._listed:
+                    self._listed[split] = _FolderRows(self._spec, self._folder.folder(split), split, self._classes)
+                return self._listed[split]
         return None
 
     @functools.cached_property
     def _splits(self) -> list[str]:
         known = {name for names in self._spec.source_splits.values() for name in names}
         return [name for name in self._folder.folders() if name in known]
-
-    @functools.cache  # noqa: B019  a source lives as long as one preparation; train and validation share the listing
-    def _rows(self, split: str) -> RowSource:
-        return _FolderRows(self._spec, self._folder.folder(split), split, self._classes)
 
     @functools.cached_property
     def _classes(self) -> tuple[str, ...]:
@@ -106,12 +109,15 @@ class _FolderRows:
         return pa.array([f"{self._prefix}/{path}" for path in self._paths], pa.string())
 
     def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
-        """The images at these ascending positions, one after the other."""
-        for row in rows.tolist():
-            path = self._paths[row]
-            try:
-                data = self._folder.read(path)
-            except OSError as error:
-                raise DatasetError(f"{self._folder}/{path} cannot be read: {error}\n  Check the source.") from error
-            label = self._labels[path.partition("/")[0]]
-            yield SourceRow(f"{self._prefix}/{path}", data, label, f"{self._split}/{path}")
+        """The images at these ascending positions, one after the other, in bounded memory."""
+        # Opening a file waits for the disk or the network, so several are read at a time.
+        with concurrent.futures.ThreadPoolExecutor(_FILES_AHEAD) as pool:
+            yield from ordered_map(pool, self._read_file, (self._paths[row] for row in rows.tolist()), _FILES_AHEAD)
+
+    def _read_file(self, path: str) -> SourceRow:
+        try:
+            data = self._folder.read(path)
+        except OSError as error:
+            raise DatasetError(f"{self._folder}/{path} cannot be read: {error}\n  Check the source.") from error
+        label = self._labels[path.partition("/")[0]]
+        return SourceRow(f"{self._prefix}/{path}", data, label, f"{self._split}/{path}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from patchcert import __version__
 from patchcert.data.config import DataConfig
 from patchcert.data.decoding import Preprocessing, encode_png, quiet_decoder
+from patchcert.data.parallel import ordered_map
 from patchcert.data.prepared import (
     DATASET_FILE,
     SCHEMA_VERSION,
@@ -30,11 +31,11 @@ from patchcert.data.prepared import (
     read_record,
     row_digest,
 )
-from patchcert.data.registry import DatasetSpec, dataset_spec
-from patchcert.data.sources import SourceRow, open_source
+from patchcert.data.registry import DatasetSpec, dataset_names, dataset_spec
+from patchcert.data.sources import Source, SourceRow, open_source
 from patchcert.data.splits import SplitRows, SplitSources, find_split
-from patchcert.data.storage import Folder
-from patchcert.errors import DatasetError, ImageError
+from patchcert.data.storage import Folder, write_error
+from patchcert.errors import DatasetError, ImageError, ResourceError
 
 PLAN_FILE = "preparation.json"
 QUARANTINE_FILE = "quarantine.parquet"
@@ -77,7 +78,7 @@ def prepare(
     Raises:
         DatasetError: the source is missing, empty or damaged, or the folder holds images prepared differently.
         ImageError: bad images, named with their rows, unless they are to be quarantined.
-        ResourceError: the disk is full or the folder read-only.
+        ResourceError: the disk is full or the folder read-only, or fewer than one thread was asked for.
     """
     spec = dataset_spec(config.dataset)
     preprocessing = _preprocessing(spec, config, image_size)
@@ -85,15 +86,21 @@ def prepare(
         splits = [split for split in spec.splits if split != "trainval"]
     if not splits:
         raise DatasetError(f"no split of {spec.name} was asked for\n  Choose from: {', '.join(spec.splits)}.")
+    num_threads = available_cpus() if num_threads is None else num_threads
+    if num_threads < 1:
+        raise ResourceError(f"{num_threads} decoding threads were asked for\n  Give at least 1, or leave it out.")
     root = Folder(output_folder)
-    works = [_find_work(spec, config, preprocessing, root.folder(split), split) for split in dict.fromkeys(splits)]
+    source = _open_source(spec, config)
+    works = [
+        _find_work(spec, config, preprocessing, source, root.folder(split), split) for split in dict.fromkeys(splits)
+    ]
     progress = _Progress(on_progress, sum(work.num_rows for work in works))
-    with quiet_decoder(), concurrent.futures.ThreadPoolExecutor(num_threads or available_cpus()) as pool:
+    with quiet_decoder(), concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         try:
             prepared = {}
             for work in works:
                 if work.finished is None:
-                    _prepare_split(work, pool, num_threads or available_cpus(), progress)
+                    _prepare_split(work, pool, num_threads, progress)
                 else:
                     progress.add(work.num_rows)
                 prepared[work.split] = work.finished or PreparedDataset.open(work.folder)
@@ -167,29 +174,59 @@ def _preprocessing(spec: DatasetSpec, config: DataConfig, image_size: tuple[int,
     )
 
 
+def _open_source(spec: DatasetSpec, config: DataConfig) -> Source | DatasetError:
+    """The source, or why there is none: that matters only if a split is not finished."""
+    try:
+        return open_source(spec, config.source)
+    except DatasetError as error:
+        return error
+    except OSError as error:
+        return _unreadable(spec, error)
+
+
+def _unreadable(spec: DatasetSpec, error: OSError) -> DatasetError:
+    return DatasetError(f"the source of {spec.name} cannot be read: {error}\n  Check data.source and its permissions.")
+
+
 def _find_work(
-    spec: DatasetSpec, config: DataConfig, preprocessing: Preprocessing, folder: Folder, split: str
+    spec: DatasetSpec,
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    source: Source | DatasetError,
+    folder: Folder,
+    split: str,
 ) -> _Work:
-    is_finished = folder.exists(DATASET_FILE)
+    try:
+        is_finished = folder.exists(DATASET_FILE)
+        is_begun = not is_finished and folder.exists(PLAN_FILE) and bool(_shard_files(folder))
+    except OSError as error:
+        raise write_error(folder.uri, error) from error
     sources: SplitSources | None = None
     place = {"kind": "", "uri": ""}
     try:
-        source = open_source(spec, config.source)
+        if isinstance(source, DatasetError):
+            raise source
         sources = find_split(spec, config, source, split)
         place = {"kind": source.kind, "uri": source.uri}
+    except OSError as error:
+        raise _unreadable(spec, error) from error
     except DatasetError:
         # A finished dataset must stay usable on machines that do not have its source.
         if not is_finished:
             raise
     identity = _identity(spec, config, preprocessing, split, sources)
     if is_finished:
-        _check_identity(folder, read_record(folder)["identity"], identity)
-    elif folder.exists(PLAN_FILE):
+        record = read_record(folder)
+        found = {**record["identity"], "num_quarantined": record["num_quarantined"]}
+        quarantine = {"num_quarantined": 0} if config.on_bad_image == "error" else {}
+        _check_identity(folder, found, {**identity, **quarantine})
+    elif is_begun:
         try:
             begun = json.loads(folder.read(PLAN_FILE))
         except ValueError as error:
             raise DatasetError(f"{folder}/{PLAN_FILE} cannot be read: {error}\n  Delete the folder.") from error
-        _check_identity(folder, begun, identity)
+        # Bad images are mended at the source between two runs: shards made from it before are then made again.
+        _check_identity(folder, begun, {**identity, "source": begun.get("source")})
     return _Work(
         spec=spec,
         config=config,
@@ -222,7 +259,6 @@ def _identity(
         "resize": preprocessing.resize,
         "interpolation": preprocessing.interpolation,
         "limit": config.limit,
-        "on_bad_image": config.on_bad_image,
         "max_pixels": config.max_pixels,
         "storage": config.storage,
         "rows_per_group": rows_per_group,
@@ -242,7 +278,9 @@ def _default_rows_per_group(image_bytes: int) -> int:
 
 def _check_identity(folder: Folder, found: dict[str, Any], asked: dict[str, Any]) -> None:
     differences = [
-        f"{key}: {found.get(key)!r} there, {value!r} asked for"
+        "source: other files than the ones asked for"
+        if key == "source"
+        else f"{key}: {found.get(key)!r} there, {value!r} asked for"
         for key, value in asked.items()
         if found.get(key) != value
     ]
@@ -264,6 +302,8 @@ def _prepare_split(
     ranges = [(start, min(start + rows_per_shard, num_rows)) for start in range(0, num_rows, rows_per_shard)]
     files = [f"shard-{index:05d}-of-{len(ranges):05d}.parquet" for index in range(len(ranges))]
     tokens = [_token(work, start, stop) for start, stop in ranges]
+    for stale in set(_shard_files(folder)) - set(files):
+        folder.remove(stale)
     missing = []
     for index, (file, token) in enumerate(zip(files, tokens, strict=True)):
         if _shard_note(folder, file, token) is None:
@@ -277,6 +317,10 @@ def _prepare_split(
             start, stop = ranges[index]
             _write_shard(work, files[index], tokens[index], itertools.islice(images, stop - start), progress)
     _finish(work, files, tokens)
+
+
+def _shard_files(folder: Folder) -> list[str]:
+    return [name for name in folder.files() if name.startswith("shard-") and name.endswith(".parquet")]
 
 
 def _token(work: _Work, start: int, stop: int) -> str:
@@ -298,13 +342,8 @@ def _decoded(
     work: _Work, rows: Iterator[SourceRow], pool: concurrent.futures.ThreadPoolExecutor, num_threads: int
 ) -> Iterator[_Prepared]:
     """Decode rows on the pool's threads and give them back in order, a bounded number of tasks ahead."""
-    running: collections.deque[concurrent.futures.Future[list[_Prepared]]] = collections.deque()
-    for task in _tasks(rows):
-        running.append(pool.submit(_decode_rows, work, task))
-        if len(running) > num_threads + 1:
-            yield from running.popleft().result()
-    while running:
-        yield from running.popleft().result()
+    decode = functools.partial(_decode_rows, work)
+    return itertools.chain.from_iterable(ordered_map(pool, decode, _tasks(rows), num_threads + 2))
 
 
 def _tasks(rows: Iterator[SourceRow]) -> Iterator[list[SourceRow]]:
@@ -333,15 +372,22 @@ def _decode_rows(work: _Work, rows: list[SourceRow]) -> list[_Prepared]:
             decoded.append(_Prepared(row._replace(data=None), b"", b"", str(error)))
             continue
         except DatasetError as error:
-            variants = "cifar10-jpeg" if work.spec.name.startswith("cifar10") else "a dataset registered for them"
             raise DatasetError(
-                f"{error}: {row.place} of {work.source['uri']}\n  Ask for the dataset of that variant ({variants})."
+                f"{error}: {row.place} of {work.source['uri']}\n"
+                f"  Ask for {_other_variant(work.spec)}, or give another source."
             ) from error
         digest = row_digest(row.image_id, row.label, pixels)
         if work.config.storage == "encoded":
             pixels = encode_png(pixels, work.preprocessing.image_size, work.preprocessing.num_channels)
         decoded.append(_Prepared(row._replace(data=None), pixels, digest, None))
     return decoded
+
+
+def _other_variant(spec: DatasetSpec) -> str:
+    for other in map(dataset_spec, dataset_names()):
+        if other.encoding not in (None, spec.encoding) and other.class_names == spec.class_names:
+            return f"dataset {other.name}"
+    return "a dataset registered for such files"
 
 
 def _write_shard(work: _Work, file: str, token: str, images: Iterator[_Prepared], progress: _Progress) -> None:

@@ -260,14 +260,18 @@ def read_record(folder: Folder) -> dict[str, Any]:
     Raises:
         DatasetError: it is missing, damaged or of another version.
     """
-    if not folder.exists(DATASET_FILE):
-        splits = [name for name in folder.folders() if folder.folder(name).exists(DATASET_FILE)]
+    try:
+        is_there = folder.exists(DATASET_FILE)
+        splits = [] if is_there else [name for name in folder.folders() if folder.folder(name).exists(DATASET_FILE)]
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read: {error}\n  Give the folder of a prepared split.") from error
+    if not is_there:
         mend = f"Open one of its splits: {', '.join(splits)}." if splits else "Make it first:  patchcert prepare"
         raise DatasetError(f"{folder} is no prepared dataset: it has no {DATASET_FILE}\n  {mend}")
     try:
         record = json.loads(folder.read(DATASET_FILE))
         version = record["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(folder, f"{DATASET_FILE} cannot be read: {error}") from error
     if version != SCHEMA_VERSION:
         raise DatasetError(

@@ -120,6 +120,8 @@ def _open_folder(spec: DatasetSpec, folder: Folder) -> Source:
         raise DatasetError(
             f"the source folder of {spec.name} is missing: {folder}\n  Check data.source, or export {DATA_VARIABLE}."
         )
+    if folder.is_file():
+        raise DatasetError(f"the source of {spec.name} is a file: {folder}\n  Give the folder it lies in.")
     if found := find_parquet(folder):
         return ParquetSource(spec, *found)
     if folder.folders():

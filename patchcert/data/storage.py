@@ -44,32 +44,45 @@ def write_error(location: str, error: OSError) -> ResourceError:
 
 
 class Folder:
-    """A folder, existing or not, on a local disk or an object store.
+    """A folder, existing or not, on a local disk or an object store. It can be pickled and compared.
 
     Args:
-        location: local path or pyarrow file-system URI.
+        location: local path or pyarrow file-system URI; with ``filesystem`` a path inside that.
+        filesystem: a pyarrow file system that is open already, for endpoints and credentials that no URI holds.
+
+    Attributes:
+        uri: where it is, for people and as an argument of ``Folder``; an absolute path when it is local.
+        is_local: whether it lies on a local disk.
 
     Raises:
         ResourceError: the URI names no file system that can be reached.
     """
 
-    def __init__(self, location: str | os.PathLike[str] | Folder) -> None:
-        location = location.uri if isinstance(location, Folder) else os.fspath(location)
+    def __init__(self, location: str | os.PathLike[str] | Folder, *, filesystem: pafs.FileSystem | None = None) -> None:
         self.uri: str
-        if "://" in location:
-            try:
-                self._filesystem, self._root = pafs.FileSystem.from_uri(location.rstrip("/"))
-            except (pa.ArrowException, ImportError, OSError, ValueError) as error:
-                raise ResourceError(
-                    f"cannot open {location}: {error}\n  Give a local folder, or a URI such as s3://bucket/folder."
-                ) from error
-            self.uri = location.rstrip("/")
+        self._filesystem: pafs.FileSystem
+        self._root: str
+        if isinstance(location, Folder):
+            self._filesystem, self._root, self.uri = location._filesystem, location._root, location.uri
         else:
-            self._filesystem, self._root = pafs.LocalFileSystem(), os.path.abspath(location)
-            self.uri = self._root
+            location = os.fspath(location)
+            if filesystem is not None:
+                self._filesystem, self._root = filesystem, location.rstrip("/")
+                self.uri = f"{filesystem.type_name}:{self._root}"
+            elif "://" in location:
+                self._filesystem, self._root = _filesystem_of(location)
+                self.uri = location
+            else:
+                self._filesystem, self._root = pafs.LocalFileSystem(), os.path.abspath(location)
         self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
         if self.is_local:
             self.uri = self._root
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and self.uri == other.uri and self._filesystem == other._filesystem
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
@@ -94,12 +107,19 @@ class Folder:
 
     def folder(self, name: str) -> Folder:
         """The folder ``name`` inside this one."""
-        self.path(name)
-        return Folder(f"{self.uri.rstrip('/')}/{name}")
+        inner = Folder(self)
+        inner._root = self.path(name)
+        address, mark, query = self.uri.partition("?")
+        inner.uri = f"{address.rstrip('/')}/{name}{mark}{query}"
+        return inner
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder ``name`` (default: this folder) is there."""
         return bool(self._filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def is_file(self, name: str = "") -> bool:
+        """Whether ``name`` (default: this location) is a file."""
+        return bool(self._filesystem.get_file_info(self.path(name)).type == pafs.FileType.File)
 
     def files(self, *, recursive: bool = False) -> dict[str, int]:
         """Names of all files and their sizes in bytes, sorted by name; empty when the folder is missing.
@@ -127,7 +147,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """All bytes of one file."""
-        with self._filesystem.open_input_stream(self.path(name)) as stream:
+        with self._filesystem.open_input_stream(self.path(name), compression=None) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes | pa.Table) -> None:
@@ -157,8 +177,7 @@ class Folder:
             memory = io.BytesIO()
             yield memory
             try:
-                with self._filesystem.open_output_stream(self.path(name)) as stream:
-                    stream.write(memory.getbuffer())
+                self._upload(self.path(name), memory.getbuffer())
             except OSError as error:
                 raise write_error(location, error) from error
             return
@@ -187,6 +206,15 @@ class Folder:
                 os.unlink(temporary)
             raise
 
+    def _upload(self, path: str, data: memoryview) -> None:
+        try:
+            stream = self._filesystem.open_output_stream(path, compression=None)
+        except FileNotFoundError:  # a file system that has real folders
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            stream = self._filesystem.open_output_stream(path, compression=None)
+        with stream:
+            stream.write(data)
+
     def remove(self, name: str) -> None:
         """Delete one file; no error when it is not there."""
         with contextlib.suppress(FileNotFoundError):
@@ -210,6 +238,16 @@ def atomic_write(location: str | os.PathLike[str], data: bytes | pa.Table) -> No
     """Write one file, named by path or URI, whole or not at all; see :meth:`Folder.write`."""
     parent, _, name = os.fspath(location).rpartition("/")
     Folder(parent or ".").write(name, data)
+
+
+def _filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, ImportError, OSError, ValueError) as error:
+        raise ResourceError(
+            f"cannot open {uri}: {error}\n  Give a local folder, or a URI such as s3://bucket/folder."
+        ) from error
+    return filesystem, path.rstrip("/") or "/"
 
 
 class _Sink(io.RawIOBase):
