@@ -182,9 +182,13 @@ def scaled_size(native: tuple[int, int], image_size: tuple[int, int], resize: st
 
 @contextlib.contextmanager
 def quiet_decoder() -> Iterator[None]:
-    """Silence Pillow's warning about large images while a preparation runs: ``max_pixels`` is the limit that counts."""
+    """Silence Pillow's warnings while a preparation runs.
+
+    Damaged side data (EXIF, TIFF tags) leaves the pixels whole, and for large images ``max_pixels`` is what counts.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 

@@ -260,6 +260,7 @@ def test_mended_images_go_on_where_the_error_was(tiny, tmp_path):
     assert test.num_rows == 10 and test.num_quarantined == 0
 
 
+@pytest.mark.filterwarnings("error")
 def test_huge_images_are_refused_within_memory(tiny, tmp_path):
     """12,000 x 9,000 pixels would take 324 MB as RGB."""
     image = Image.new("1", (12_000, 9_000))

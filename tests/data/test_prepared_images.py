@@ -82,8 +82,8 @@ def copied(prepared, folder):
 def test_other_processes_read_the_same(dataset):
     prepared = dataset[0]
     assert pickle.loads(pickle.dumps(prepared)) == prepared
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         batches = list(pool.map(prepared.read, *zip(*prepared.parts(20), strict=True)))
     together = np.concatenate([batch.images_NHWC for batch in batches])
     assert (together == prepared.read_all().images_NHWC).all()
