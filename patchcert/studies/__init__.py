@@ -1,21 +1,31 @@
 """Questions asked of vote tables, their answers, figures and reports; pandas, matplotlib, no torch and no ray."""
 
-from patchcert.studies.answering import PartAnswers, answer_part, combine, per_image_table, summarise
-from patchcert.studies.questions import CERTIFICATES, Question, StudyConfig, headline_patch, questions
-from patchcert.studies.results import StudyResult
-from patchcert.studies.subject import Subject
+import importlib
+from typing import Any
 
-__all__ = [
-    "CERTIFICATES",
-    "PartAnswers",
-    "Question",
-    "StudyConfig",
-    "StudyResult",
-    "Subject",
-    "answer_part",
-    "combine",
-    "headline_patch",
-    "per_image_table",
-    "questions",
-    "summarise",
-]
+_HOME = {
+    "CERTIFICATES": "config",
+    "PartAnswers": "answering",
+    "Question": "questions",
+    "StudyConfig": "config",
+    "StudyResult": "results",
+    "Subject": "subject",
+    "answer_part": "answering",
+    "combine": "answering",
+    "console_table": "console",
+    "first_settings": "headline",
+    "per_image_table": "answering",
+    "reported": "published",
+    "summarise": "answering",
+    "write_report": "writing",
+    "write_study": "writing",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    # pandas, scipy and matplotlib take seconds to import; whoever needs only the settings does not wait for them.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

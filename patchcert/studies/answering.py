@@ -123,12 +123,12 @@ def per_image_table(parts: Sequence[PartAnswers]) -> pa.Table:
                 f"the parts at rows {ordered[0].first_row} and {part.first_row} answer different questions "
                 f"({different[0]}).\n  Answer all parts with the same questions."
             )
-    return pa.table(
-        {name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns}
-    )
+    return pa.table({name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns})
 
 
-def summarise(per_image: pa.Table | Sequence[PartAnswers], questions: Sequence[Question], subject: Subject) -> pd.DataFrame:
+def summarise(
+    per_image: pa.Table | Sequence[PartAnswers], questions: Sequence[Question], subject: Subject
+) -> pd.DataFrame:
     """Turns per-image answers into one row for each question.
 
     Args:

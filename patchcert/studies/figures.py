@@ -1,6 +1,7 @@
 """Rows of answers in, the points of every figure out; and points in, figures fit for a paper out."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from patchcert.studies.headline import DEFENSE_COLUMNS, SETTING_COLUMNS, first_settings
+from patchcert.studies.config import CERTIFICATES
 from patchcert.studies.wording import certificate_words, percent, rule_words
 
 # Okabe and Ito 2008, told apart with every common colour blindness; its yellow is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = {"deterministic": "-", "probabilistic": "-.", "heuristic": "--"}
 _MARKERS = {"counting": "s", "placement": "o", "random_crops_reported": "^", "random_crops_exact": "v"}
-_COLUMN_WIDTH = 3.4
+# Inches: one column of a paper, and what labels, axes and legend rows need inside it.
+_COLUMN_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 0.145
+_LEFT, _RIGHT, _BOTTOM, _TOP, _TOP_AXIS = 0.5, 0.16, 0.42, 0.08, 0.3
 _RESOLUTION = 200
 _STYLE = {
     "font.family": "sans-serif",
@@ -222,9 +226,7 @@ def accuracy_bars(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
         y_label="",
         kind="bars",
         lines=tuple(
-            line
-            for defense in rows["defense"].unique()
-            for line in _bars_of(rows[rows["defense"] == defense])
+            line for defense in rows["defense"].unique() for line in _bars_of(rows[rows["defense"] == defense])
         ),
     )
 
@@ -238,8 +240,8 @@ def save(data: FigureData, folder: Path) -> dict[str, Path]:
     paths = {ending: folder / f"{data.name}.{ending}" for ending in ("png", "svg")}
     with matplotlib.rc_context(_STYLE):
         figure = _draw_bars(data) if data.kind == "bars" else _draw_lines(data)
-        figure.savefig(paths["png"], dpi=_RESOLUTION, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.04)
-        figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.04)
+        figure.savefig(paths["png"], dpi=_RESOLUTION, metadata={"Software": None})
+        figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
     return paths
 
 
@@ -291,9 +293,12 @@ def _bars_of(rows: pd.DataFrame) -> list[Line]:
     bars = []
     for _, group in rows.groupby(SETTING_COLUMNS[:4], sort=False, dropna=False):
         first = group.iloc[0]
-        voting = rule_words(first) if first["draws"] == "all" else f"{first['num_draws']} draws"
+        voting = rule_words(first) if first["draws"] == "all" else f"{first['num_draws']} {first['draws']}"
         bars.append(_line(group.iloc[:1], "num_views", "clean", f"clean, {voting}"))
-        bars += [_line(group.iloc[[i]], "num_views", "certified", certificate_words(group.iloc[i])) for i in range(len(group))]
+        bars += [
+            _line(group.iloc[[i]], "num_views", "certified", certificate_words(group.iloc[i]))
+            for i in range(len(group))
+        ]
     return bars
 
 
@@ -301,64 +306,83 @@ def _is_curve(lines: Sequence[Line]) -> bool:
     return any(len(line.x) > 1 for line in lines)
 
 
-def _colours(lines: Sequence[Line]) -> dict[tuple[str, str], tuple[str, float]]:
-    """Colour and opacity of each (defense, certificate): a colour for each defense where there are several."""
+def _colours(lines: Sequence[Line]) -> list[tuple[str, float]]:
+    """Colour and opacity of each line: one colour for each defense, or for each certificate of a single defense."""
     defenses = list(dict.fromkeys(line.defense for line in lines))
-    if len(defenses) == 1:
-        certificates = list(dict.fromkeys(line.certificate for line in lines if line.certificate != "clean"))
-        chosen = {(defenses[0], name): (PALETTE[i % len(PALETTE)], 1.0) for i, name in enumerate(certificates)}
-        return chosen | {(defenses[0], "clean"): ("#555555", 1.0)}
-    return {
-        (line.defense, line.certificate): (
-            PALETTE[defenses.index(line.defense) % len(PALETTE)],
-            0.55 if line.certificate == "counting" else 1.0,
-        )
-        for line in lines
-    }
+    if len(defenses) > 1:
+        return [
+            (PALETTE[defenses.index(line.defense) % len(PALETTE)], 0.55 if line.certificate == "counting" else 1.0)
+            for line in lines
+        ]
+    # The same certificate has the same colour in every figure.
+    colours = dict(zip(CERTIFICATES, itertools.cycle(PALETTE), strict=False)) | {"clean": "#555555"}
+    return [(colours[line.certificate], 1.0) for line in lines]
 
 
 def _draw_lines(data: FigureData) -> Figure:
     drawn = (*data.lines, *data.level)
-    figure = Figure(figsize=(_COLUMN_WIDTH, 2.35 + 0.135 * len(drawn)), layout="constrained")
-    axes = figure.subplots()
-    colours = _colours(drawn)
-    is_percent_x = data.name == "patch_area"
-    scale_x = 100 if is_percent_x else 1
-    handles = []
-    for line in drawn:
-        colour, opacity = colours[line.defense, line.certificate]
-        is_clean = line.certificate == "clean"
-        is_without = line.label.endswith("without replacement")
-        style: dict[str, Any] = {
-            "color": colour,
-            "alpha": opacity,
-            "linestyle": ":" if is_clean else _LINE_STYLES[line.guarantee],
-            "marker": None if is_clean or line in data.level else _MARKERS.get(line.certificate, "D"),
-            "markerfacecolor": "white" if line.guarantee == "heuristic" and not is_without else colour,
-            "markeredgewidth": 0.9,
-        }
-        x, y = np.array(line.x) * scale_x, 100 * np.array(line.y)
-        if line in data.level:
-            style["linewidth"] = 1.0
-            axes.axhline(y[0], **{key: value for key, value in style.items() if not key.startswith("marker")})
-            axes.axhspan(100 * line.low[0], 100 * line.high[0], color=colour, alpha=0.12, linewidth=0)
-        else:
-            axes.plot(x, y, clip_on=False, zorder=3, **style)
-            axes.fill_between(
-                x, 100 * np.array(line.low), 100 * np.array(line.high), color=colour, alpha=0.13, linewidth=0
+    scale_x = 100 if data.name == "patch_area" else 1
+    styles = {id(line): _style(line, colour) for line, colour in zip(drawn, _colours(drawn), strict=True)}
+    for line in data.level:
+        styles[id(line)]["marker"] = None
+    handles = [Line2D([], [], label=_typeset(line.label), **styles[id(line)]) for line in drawn]
+    if not all(all(line.feasible) for line in data.lines):
+        handles.append(
+            Line2D(
+                [], [], linestyle="", marker="x", color="#444444", markersize=5, label="infeasible: no votes suffice"
             )
-            impossible = ~np.array(line.feasible)
-            axes.plot(x[impossible], y[impossible], "x", color=colour, markersize=5, clip_on=False, zorder=4)
-        handles.append(Line2D([], [], label=line.label, **style))
-    if any(not all(line.feasible) for line in data.lines):
-        handles.append(Line2D([], [], linestyle="", marker="x", color="#444444", markersize=5, label="infeasible: no votes suffice"))
+        )
+
+    bottom = _BOTTOM + _LEGEND_ROW * (len(handles) + 0.4)
+    top = _TOP_AXIS if data.patches else _TOP
+    height = bottom + _PLOT_HEIGHT + top
+    figure = Figure(figsize=(_COLUMN_WIDTH, height))
+    width = _COLUMN_WIDTH - _LEFT - _RIGHT
+    axes = figure.add_axes((_LEFT / _COLUMN_WIDTH, bottom / height, width / _COLUMN_WIDTH, _PLOT_HEIGHT / height))
+    for line in data.level:
+        colour = styles[id(line)]["color"]
+        axes.axhline(100 * line.y[0], color=colour, linewidth=1.0)
+        axes.axhspan(100 * line.low[0], 100 * line.high[0], color=colour, alpha=0.12, linewidth=0)
+    for line in data.lines:
+        style = styles[id(line)]
+        x, y, low, high = (np.array(values) for values in (line.x, line.y, line.low, line.high))
+        feasible = np.array(line.feasible)
+        axes.plot(x * scale_x, 100 * y, clip_on=False, zorder=3, markevery=list(np.flatnonzero(feasible)), **style)
+        axes.fill_between(x * scale_x, 100 * low, 100 * high, color=style["color"], alpha=0.13, linewidth=0)
+        axes.plot(
+            x[~feasible] * scale_x, 100 * y[~feasible], "x", color=style["color"], markersize=5, clip_on=False, zorder=4
+        )
     axes.set_ylim(0, 100)
     axes.set_ylabel(data.y_label)
     axes.set_xlabel(data.x_label)
     axes.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
     _set_x_axis(axes, data, np.array([value for line in data.lines for value in line.x]) * scale_x)
-    figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, handlelength=2.6, labelspacing=0.25)
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.35 * _LEFT / _COLUMN_WIDTH, 0),
+        borderaxespad=0.2,
+        frameon=False,
+        handlelength=2.6,
+        labelspacing=0.25,
+    )
     return figure
+
+
+def _style(line: Line, colour: tuple[str, float]) -> dict[str, Any]:
+    is_open = line.guarantee == "heuristic" and not line.label.endswith("without replacement")
+    return {
+        "color": colour[0],
+        "alpha": colour[1],
+        "linestyle": ":" if line.certificate == "clean" else _LINE_STYLES[line.guarantee],
+        "marker": _MARKERS.get(line.certificate),
+        "markerfacecolor": "white" if is_open else colour[0],
+        "markeredgewidth": 0.9,
+    }
+
+
+def _typeset(words: str) -> str:
+    return words.replace("p_c", r"$p_\mathrm{c}$")
 
 
 def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
@@ -369,7 +393,9 @@ def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         return
     if data.name == "vote_threshold":
-        axes.xaxis.set_major_locator(FixedLocator(sorted(set(positions))) if len(set(positions)) <= 8 else MaxNLocator(6))
+        axes.xaxis.set_major_locator(
+            FixedLocator(sorted(set(positions))) if len(set(positions)) <= 8 else MaxNLocator(6)
+        )
         return
     highest = positions.max()
     axes.set_xlim(0, highest * 1.02)
@@ -383,12 +409,11 @@ def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
     top = axes.secondary_xaxis("top")
     top.set_xticks([position for position, _ in shown], [label.replace("x", "\u00d7") for _, label in shown])
     top.tick_params(length=2, labelsize=6.5)
-    top.set_xlabel("patch (pixels)", fontsize=7)
+    top.set_xlabel("patch (pixels)", fontsize=7, labelpad=2)
 
 
 def _draw_bars(data: FigureData) -> Figure:
     defenses = list(dict.fromkeys(line.defense for line in data.lines))
-    colours = _colours(data.lines)
     positions, titles, height = [], [], 0.0
     for i, line in enumerate(data.lines):
         if i == 0 or line.defense != data.lines[i - 1].defense:
@@ -402,8 +427,7 @@ def _draw_bars(data: FigureData) -> Figure:
         titles = []
     figure = Figure(figsize=(_COLUMN_WIDTH, 0.65 + 0.19 * (height + 1)), layout="constrained")
     axes = figure.subplots()
-    for line, position in zip(data.lines, positions, strict=True):
-        colour, _ = colours[line.defense, line.certificate]
+    for line, position, (colour, _) in zip(data.lines, positions, _colours(data.lines), strict=True):
         is_clean = line.certificate == "clean"
         value, low, high = (100 * part[0] for part in (line.y, line.low, line.high))
         axes.barh(
@@ -416,13 +440,19 @@ def _draw_bars(data: FigureData) -> Figure:
             linewidth=0.7,
         )
         axes.errorbar(
-            value, position, xerr=[[value - low], [high - value]], color="#222222", linewidth=0.8, capsize=1.8, capthick=0.8
+            value,
+            position,
+            xerr=[[value - low], [high - value]],
+            color="#222222",
+            linewidth=0.8,
+            capsize=1.8,
+            capthick=0.8,
         )
         words = percent(line.y[0]) if line.feasible[0] else "infeasible"
         axes.annotate(words, (high, position), (4, 0), textcoords="offset points", va="center", fontsize=6.5)
     for position, title in titles:
         axes.text(0, position, title, fontsize=7.5, fontweight="bold", va="center")
-    axes.set_yticks(positions, [line.label for line in data.lines])
+    axes.set_yticks(positions, [_typeset(line.label) for line in data.lines])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_ylim(height - 0.3, positions[0] - (1.3 if titles else 0.7))

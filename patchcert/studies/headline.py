@@ -17,8 +17,12 @@ def first_settings(answers: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The rows kept, in the same order.
     """
-    settings = answers[SETTING_COLUMNS].astype("object").where(answers[SETTING_COLUMNS].notna(), None).apply(tuple, axis=1)
-    first = settings.groupby([answers[name] for name in (*DEFENSE_COLUMNS, "certificate")], sort=False).transform("first")
+    settings = (
+        answers[SETTING_COLUMNS].astype("object").where(answers[SETTING_COLUMNS].notna(), None).apply(tuple, axis=1)
+    )
+    first = settings.groupby([answers[name] for name in (*DEFENSE_COLUMNS, "certificate")], sort=False).transform(
+        "first"
+    )
     return answers[settings == first]
 
 

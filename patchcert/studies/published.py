@@ -64,7 +64,12 @@ def published_numbers() -> tuple[Published, ...]:
     readers: dict[str, Any] = {"size": int, "num_draws": int}
     readers |= dict.fromkeys(("vote_threshold", "min_confidence", "patch_fraction", "value"), float)
     return tuple(
-        Published(**{name: readers.get(name, str)(cell) if cell or name not in readers else None for name, cell in row.items()})
+        Published(
+            **{
+                name: readers.get(name, str)(cell) if cell or name not in readers else None
+                for name, cell in row.items()
+            }
+        )
         for row in csv.DictReader(text.splitlines())
     )
 

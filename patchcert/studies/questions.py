@@ -1,7 +1,6 @@
 """A grid of settings and a view set in, the list of questions that one vote table answers out."""
 
 import dataclasses
-import difflib
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,139 +8,8 @@ from typing import Any, Literal
 from patchcert.certificates import reported_feasibility
 from patchcert.errors import StudyError
 from patchcert.geometry import Patch
+from patchcert.studies.config import CERTIFICATES, CertificateKind, StudyConfig
 from patchcert.votes import rounded_score
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CertificateKind:
-    """What a study can ask of votes.
-
-    Attributes:
-        guarantee: "deterministic", "probabilistic" or "heuristic".
-        drawn: whether it looks at a random draw of the views instead of all of them.
-        law: distribution that the drawn ones assume, as ``certify_random_crops_reported`` names it.
-        meaning: one sentence for readers of a report.
-    """
-
-    guarantee: Literal["deterministic", "probabilistic", "heuristic"]
-    drawn: bool
-    law: Literal["reported", "exact"] | None = None
-    meaning: str
-
-
-CERTIFICATES: dict[str, CertificateKind] = {
-    "counting": CertificateKind(
-        guarantee="deterministic",
-        drawn=False,
-        meaning="A theorem: the lead in votes exceeds what a patch can change anywhere, using only how many views it touches.",
-    ),
-    "placement": CertificateKind(
-        guarantee="deterministic",
-        drawn=False,
-        meaning="A theorem: at every single placement, the votes the patch cannot touch still decide. Never weaker than counting.",
-    ),
-    "random_crops_reported": CertificateKind(
-        guarantee="heuristic",
-        drawn=True,
-        law="reported",
-        meaning=(
-            "The confidence p_c of the randomized-cropping paper, as published. A heuristic: it ignores ties and treats "
-            "the drawn crops as independent of their votes; an attacker may succeed more often than it says."
-        ),
-    ),
-    "random_crops_exact": CertificateKind(
-        guarantee="heuristic",
-        drawn=True,
-        law="exact",
-        meaning=(
-            "The same p_c with the exact law of a draw without replacement (hypergeometric). Still a heuristic, for the "
-            "same reasons."
-        ),
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Questions to ask of one vote table: the grid of all settings below.
-
-    Of each list the first entry is the setting behind headline numbers and the figure over patch areas: it is chosen
-    here, before any test image is seen.
-    """
-
-    patches: tuple[str, ...] = ("1x1", "2x2", "3x3", "4x4", "5x5")
-    """Patches, each anywhere in the image: 5x5 (height x width), 2%, 2.4%@6:1 (height:width), 5x5@45deg, 5x5@45deg-exact."""
-    headline_patch: str = ""
-    """Patch of the headline numbers; empty: the one of patches nearest to 2.4 % of the image."""
-    certificates: tuple[str, ...] = ("counting", "placement")
-    """counting, placement (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
-    vote_thresholds: tuple[float, ...] = ()
-    """A view votes for every class whose score reaches this; each in (0, 1] and at least the table's score floor."""
-    top_class: bool = True
-    """Ask under the top-class rule too: each view votes for its best class."""
-    num_draws: tuple[int, ...] = ()
-    """Numbers of views that the random-crop certificates draw."""
-    replacement: tuple[Literal["with", "without"], ...] = ("with",)
-    """Draw with replacement, without, or both."""
-    min_confidences: tuple[float, ...] = (0.95,)
-    """Confidence from which a random-crop certificate counts, each in (0, 1)."""
-    repeats: int = 1
-    """Independent draws of every random-crop question; accuracies are means over them."""
-    seed: int = 0
-    """Of the draws."""
-    split: str = "test"
-    """Split whose votes are asked: test, or validation to choose settings."""
-
-    def __post_init__(self) -> None:
-        """Checks ranges, repetitions and certificates that lack what they need."""
-        for name in ("patches", "certificates", "replacement", "min_confidences"):
-            if not getattr(self, name):
-                raise StudyError(f"study: {name} is empty, so nothing is asked.\n  Name at least one, or leave it out.")
-        for name in ("patches", "certificates", "vote_thresholds", "num_draws", "replacement", "min_confidences"):
-            values = getattr(self, name)
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
-            if twice:
-                raise StudyError(f"study: {name} names {', '.join(twice)} twice.\n  Name each value once.")
-        for name in self.certificates:
-            if name not in CERTIFICATES:
-                nearest = difflib.get_close_matches(name, CERTIFICATES, n=1)
-                hint = f"Did you mean {nearest[0]!r}?  " if nearest else ""
-                raise StudyError(f"study: unknown certificate {name!r}.\n  {hint}Known: {', '.join(CERTIFICATES)}.")
-        for name, low_open in (("vote_thresholds", False), ("min_confidences", True)):
-            for value in getattr(self, name):
-                if not 0 < value <= 1 or (low_open and value == 1):
-                    bounds = "(0, 1)" if low_open else "(0, 1]"
-                    raise StudyError(f"study: {name} holds {value}, outside {bounds}.\n  Give fractions such as 0.3.")
-        for value in (*self.num_draws, self.repeats):
-            if value < 1:
-                raise StudyError(f"study: num_draws and repeats must be at least 1, not {value}.\n  Draw at least once.")
-        if self.seed < 0:
-            raise StudyError(f"study: seed must be >= 0, not {self.seed}.\n  Give a whole number from 0 up.")
-        if any(mode not in ("with", "without") for mode in self.replacement):
-            raise StudyError(f"study: replacement is {self.replacement}.\n  Use 'with', 'without' or both.")
-        if self.headline_patch and self.headline_patch not in self.patches:
-            raise StudyError(
-                f"study: headline_patch {self.headline_patch!r} is not among the patches {', '.join(self.patches)}.\n"
-                "  Add it to patches, or choose one of them."
-            )
-        if not self.top_class and not self.vote_thresholds:
-            raise StudyError(
-                "study: top_class is off and vote_thresholds is empty, so no view votes.\n"
-                "  Give a vote threshold, or leave top_class on."
-            )
-        drawn = [name for name in self.certificates if CERTIFICATES[name].drawn]
-        if drawn and not self.num_draws:
-            raise StudyError(f"study: {drawn[0]} draws views, but num_draws is empty.\n  Give num_draws, such as 128.")
-        if drawn and not self.top_class:
-            raise StudyError(
-                f"study: {drawn[0]} is defined for top-class votes, but top_class is off.\n"
-                f"  Leave top_class on, or drop {drawn[0]}."
-            )
-        if "random_crops_exact" in self.certificates and "without" not in self.replacement:
-            raise StudyError(
-                "study: random_crops_exact differs from random_crops_reported only without replacement, but "
-                f"replacement is {', '.join(self.replacement)}.\n  Add 'without' to replacement, or drop the certificate."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,7 +114,9 @@ def questions(
         defaults = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
         for name in ("num_draws", "replacement", "min_confidences", "repeats", "seed"):
             if getattr(config, name) != defaults[name]:
-                on_warning(f"study: {name} has no effect: no certificate of {', '.join(config.certificates)} draws views.")
+                on_warning(
+                    f"study: {name} has no effect: no certificate of {', '.join(config.certificates)} draws views."
+                )
     if drawn and "without" in config.replacement and max(config.num_draws) > views.num_views:
         raise StudyError(
             f"study: {max(config.num_draws)} views cannot be drawn without replacement from {views.num_views}.\n"

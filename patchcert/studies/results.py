@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from patchcert.data.storage import Folder, write_error
 from patchcert.errors import StudyError
-from patchcert.studies.answering import ANSWER_COLUMNS
 from patchcert.studies.subject import Subject
 
 SCHEMA_VERSION = 1
@@ -38,7 +37,7 @@ class StudyResult:
         identity: everything that can change an answer, JSON-able.
         result_id: hash of the identity, 16 hexadecimal digits.
         headline_patch: label of the patch of the headline numbers.
-        answers: one row for each question, columns ``ANSWER_COLUMNS``.
+        answers: one row for each question, columns ``answering.ANSWER_COLUMNS``.
         run: what was measured on the way: times, hardware, versions, commit.
     """
 
@@ -98,46 +97,23 @@ def result_id(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def write_tables(
-    folder: Path,
-    *,
-    subject: Subject,
-    identity: dict[str, Any],
-    headline_patch: str,
-    answers: pd.DataFrame,
-    per_image: pa.Table,
-    run: dict[str, Any],
-) -> None:
-    """Writes the tables of a result into an existing folder; equal input gives equal bytes (``run`` apart).
-
-    Raises:
-        StudyError: the answers have other columns than ``ANSWER_COLUMNS``, or no row for the headline patch.
-    """
-    if list(answers.columns) != list(ANSWER_COLUMNS):
-        raise StudyError(
-            f"answers have the columns {sorted(set(answers.columns) ^ set(ANSWER_COLUMNS))} too many or too few.\n"
-            "  Write what summarise() returns."
-        )
-    if headline_patch not in set(answers["patch"]):
-        raise StudyError(
-            f"the headline patch {headline_patch} is not among the patches asked, {', '.join(answers['patch'].unique())}.\n"
-            "  Choose one of them."
-        )
+def write_tables(folder: Path, result: StudyResult, per_image: pa.Table) -> None:
+    """Writes the tables of a result into an existing folder; equal input gives equal bytes (``run`` apart)."""
     # pandas writes its version into the schema; without it the bytes depend on the values alone.
-    table = pa.Table.from_pandas(answers, preserve_index=False).replace_schema_metadata(None)
+    table = pa.Table.from_pandas(result.answers, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, folder / ANSWERS, compression="zstd")
     pq.write_table(per_image.replace_schema_metadata(None), folder / PER_IMAGE, compression="zstd")
-    answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
+    result.answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
     summary = {
         "schema_version": SCHEMA_VERSION,
-        "result_id": result_id(identity),
-        "identity": identity,
-        "subject": dataclasses.asdict(subject),
-        "headline_patch": headline_patch,
+        "result_id": result.result_id,
+        "identity": result.identity,
+        "subject": dataclasses.asdict(result.subject),
+        "headline_patch": result.headline_patch,
         "files": {name: _digest(folder / name) for name in (ANSWERS, PER_IMAGE)},
     }
     _write_json(folder / SUMMARY, summary)
-    _write_json(folder / RUN, run)
+    _write_json(folder / RUN, result.run)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from patchcert.geometry import BandViews, CropViews
-from patchcert.studies import StudyConfig, Subject, answer_part, per_image_table, questions
+from patchcert.studies import StudyConfig, Subject, answer_part, per_image_table
+from patchcert.studies.questions import questions
 from patchcert.votes import SCORE_SCALE, VotePart
 
 

@@ -1,0 +1,109 @@
+"""Answers in, finished folders out: tables, figures and report of one study, or one report over several."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from patchcert.errors import StudyError
+from patchcert.studies.answering import PartAnswers, combine, per_image_table, summarise
+from patchcert.studies.config import StudyConfig
+from patchcert.studies.figures import figures_of, save
+from patchcert.studies.questions import Question, headline_patch
+from patchcert.studies.report import DrawnFigure, render
+from patchcert.studies.results import (
+    ANSWERS_CSV,
+    FIGURES,
+    SUMMARY,
+    Location,
+    StudyResult,
+    local_path,
+    result_id,
+    whole_folder,
+    write_tables,
+)
+from patchcert.studies.subject import Subject
+
+REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
+
+
+def write_study(
+    location: Location,
+    *,
+    subject: Subject,
+    config: StudyConfig,
+    questions: Sequence[Question],
+    parts: Sequence[PartAnswers],
+    identity: dict[str, Any],
+    run: dict[str, Any],
+) -> StudyResult:
+    """Writes one study: answers, per-image answers, figures and report, all at once or not at all.
+
+    Args:
+        location: local folder; an older study there is replaced.
+        subject: what was attacked.
+        config: settings of the study.
+        questions: what was asked.
+        parts: the answers of all parts of the vote table.
+        identity: everything that can change an answer, JSON-able: settings, vote table, code version. Its hash is the
+            result's id.
+        run: what was measured on the way, JSON-able: times, hardware, versions, commit, command.
+
+    Raises:
+        StudyError: answers are missing, or the folder belongs to something else.
+        ResourceError: full disk or read-only folder.
+    """
+    per_image = per_image_table(parts)
+    result = StudyResult(
+        folder=local_path(location),
+        subject=subject,
+        identity=identity,
+        result_id=result_id(identity),
+        headline_patch=headline_patch(config, subject.image_size),
+        answers=summarise(per_image, questions, subject),
+        run=run,
+    )
+    with whole_folder(location, SUMMARY) as folder:
+        write_tables(folder, result, per_image)
+        _write_report(folder, [result], result.answers)
+    return result
+
+
+def write_report(location: Location, results: Sequence[StudyResult]) -> Path:
+    """Writes one report over several studies, with their answers in one table.
+
+    Args:
+        location: local folder; an older report there is replaced.
+        results: the studies.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        StudyError: no study, patches that act on different tensors, two studies of one name on the same images, or a
+            folder that belongs to something else.
+        ResourceError: full disk or read-only folder.
+    """
+    names = [(result.subject.defense, result.subject.dataset, result.subject.split_digest) for result in results]
+    twice = [name for name, *_ in names if [other for other, *_ in names].count(name) > 1]
+    if len(set(names)) != len(names):
+        raise StudyError(
+            f"{twice[0]} is named twice for the same images.\n  Name each study once, or give them different names."
+        )
+    answers = combine([result.answers for result in results])
+    with whole_folder(location, REPORT_HTML) as folder:
+        answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
+        _write_report(folder, results, answers)
+    return local_path(location) / REPORT_HTML
+
+
+def _write_report(folder: Path, results: Sequence[StudyResult], answers: pd.DataFrame) -> None:
+    (folder / FIGURES).mkdir()
+    figures = []
+    for data in figures_of(answers, results[0].headline_patch):
+        files = save(data, folder / FIGURES)
+        figures.append(DrawnFigure(data=data, png=files["png"], svg=files["svg"]))
+    markdown, html = render(results, figures)
+    (folder / REPORT_MARKDOWN).write_text(markdown, encoding="utf-8")
+    (folder / REPORT_HTML).write_text(html, encoding="utf-8")
