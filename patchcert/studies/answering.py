@@ -1,4 +1,4 @@
-"""One part of a vote table and questions in, per-image answers out; from all parts, one row of accuracies a question."""
+"""A part of a vote table and questions in, per-image answers out; from all parts, one row of accuracies a question."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -28,19 +28,19 @@ CERTIFICATES: dict[str, CertificateKind] = {
     "counting": CertificateKind(
         guarantee="deterministic",
         drawn=False,
-        meaning="A theorem: the lead in votes exceeds what a patch can change anywhere, using only how many views it touches.",
+        meaning="A theorem: the lead in votes exceeds what a patch can change, from the number of views it touches.",
     ),
     "placement": CertificateKind(
         guarantee="deterministic",
         drawn=False,
-        meaning="A theorem: at every single placement, the votes the patch cannot touch still decide. Never weaker than counting.",
+        meaning="A theorem: at every placement, votes that the patch cannot touch decide. Never weaker than counting.",
     ),
     "random_crops_reported": CertificateKind(
         guarantee="heuristic",
         drawn=True,
         law="reported",
         meaning=(
-            "The confidence p_c of the randomized-cropping paper, as published. A heuristic: it ignores ties and treats "
+            "The confidence p_c of the randomized-cropping paper, as published. A heuristic: it ignores ties and takes "
             "the drawn crops as independent of their votes; an attacker may succeed more often than it says."
         ),
     ),
@@ -49,8 +49,8 @@ CERTIFICATES: dict[str, CertificateKind] = {
         drawn=True,
         law="exact",
         meaning=(
-            "The same p_c with the exact law of a draw without replacement (hypergeometric). Still a heuristic, for the "
-            "same reasons."
+            "The same p_c with the exact law of a draw without replacement (hypergeometric). Still a heuristic, for "
+            "the same reasons."
         ),
     ),
 }
@@ -65,7 +65,7 @@ class StudyConfig:
     """
 
     patches: tuple[str, ...] = ("1x1", "2x2", "3x3", "4x4", "5x5")
-    """Patches, each anywhere in the image: 5x5 (height x width), 2%, 2.4%@6:1 (height:width), 5x5@45deg, 5x5@45deg-exact."""
+    """Each anywhere in the image: 5x5 (height x width), 2%, 2.4%@6:1 (height:width), 5x5@45deg, 5x5@45deg-exact."""
     headline_patch: str = ""
     """Patch of the headline numbers; empty: the one of patches nearest to 2.4 % of the image."""
     certificates: tuple[str, ...] = ("counting", "placement")
@@ -137,5 +137,6 @@ class StudyConfig:
         if "random_crops_exact" in self.certificates and "without" not in self.replacement:
             raise StudyError(
                 "study: random_crops_exact differs from random_crops_reported only without replacement, but "
-                f"replacement is {', '.join(self.replacement)}.\n  Add 'without' to replacement, or drop the certificate."
+                f"replacement is {', '.join(self.replacement)}.\n"
+                "  Add 'without' to replacement, or drop the certificate."
             )

@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from patchcert.studies.headline import DEFENSE_COLUMNS, SETTING_COLUMNS, first_settings
 from patchcert.studies.config import CERTIFICATES
+from patchcert.studies.headline import DEFENSE_COLUMNS, SETTING_COLUMNS, first_settings
 from patchcert.studies.wording import certificate_words, percent, rule_words
 
 # Okabe and Ito 2008, told apart with every common colour blindness; its yellow is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = {"deterministic": "-", "probabilistic": "-.", "heuristic": "--"}
 _MARKERS = {"counting": "s", "placement": "o", "random_crops_reported": "^", "random_crops_exact": "v"}
+_INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: one column of a paper, and what labels, axes and legend rows need inside it.
 _COLUMN_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 0.145
 _LEFT, _RIGHT, _BOTTOM, _TOP, _TOP_AXIS = 0.5, 0.16, 0.42, 0.08, 0.3
@@ -200,8 +201,8 @@ def num_draws_figure(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
     return FigureData(
         name="num_draws",
         caption=(
-            f"Certified accuracy against a {patch} patch for growing numbers of drawn views (heuristic, dashed), beside the "
-            "theorem over all views (solid). Bands are 95 % intervals."
+            f"Certified accuracy against a {patch} patch for growing numbers of drawn views (heuristic, dashed), "
+            "beside the theorem over all views (solid). Bands are 95 % intervals."
         ),
         x_label="drawn views per image",
         y_label="certified accuracy (% of images)",
@@ -219,8 +220,8 @@ def accuracy_bars(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
     return FigureData(
         name="clean_and_certified",
         caption=(
-            f"Clean accuracy and certified accuracy against a {patch} patch that may lie anywhere in the image. Hatched bars "
-            "are heuristics; whiskers are 95 % intervals."
+            f"Clean accuracy and certified accuracy against a {patch} patch that may lie anywhere in the image. "
+            "Hatched bars are heuristics; whiskers are 95 % intervals."
         ),
         x_label="accuracy (% of images)",
         y_label="",
@@ -327,11 +328,7 @@ def _draw_lines(data: FigureData) -> Figure:
         styles[id(line)]["marker"] = None
     handles = [Line2D([], [], label=_typeset(line.label), **styles[id(line)]) for line in drawn]
     if not all(all(line.feasible) for line in data.lines):
-        handles.append(
-            Line2D(
-                [], [], linestyle="", marker="x", color="#444444", markersize=5, label="infeasible: no votes suffice"
-            )
-        )
+        handles.append(Line2D([], [], color="#444444", label="infeasible: no votes suffice", **_INFEASIBLE))
 
     bottom = _BOTTOM + _LEGEND_ROW * (len(handles) + 0.4)
     top = _TOP_AXIS if data.patches else _TOP
@@ -349,9 +346,8 @@ def _draw_lines(data: FigureData) -> Figure:
         feasible = np.array(line.feasible)
         axes.plot(x * scale_x, 100 * y, clip_on=False, zorder=3, markevery=list(np.flatnonzero(feasible)), **style)
         axes.fill_between(x * scale_x, 100 * low, 100 * high, color=style["color"], alpha=0.13, linewidth=0)
-        axes.plot(
-            x[~feasible] * scale_x, 100 * y[~feasible], "x", color=style["color"], markersize=5, clip_on=False, zorder=4
-        )
+        crosses = {"color": style["color"], "clip_on": False, "zorder": 4} | _INFEASIBLE
+        axes.plot(x[~feasible] * scale_x, 100 * y[~feasible], **crosses)
     axes.set_ylim(0, 100)
     axes.set_ylabel(data.y_label)
     axes.set_xlabel(data.x_label)

@@ -1,4 +1,4 @@
-"""Rows of answers in, the few that headlines and figures show out; settings are taken as listed, never by their result."""
+"""Rows of answers in, the few that headlines and figures show out: settings as listed, never by their result."""
 
 import pandas as pd
 
@@ -17,13 +17,10 @@ def first_settings(answers: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The rows kept, in the same order.
     """
-    settings = (
-        answers[SETTING_COLUMNS].astype("object").where(answers[SETTING_COLUMNS].notna(), None).apply(tuple, axis=1)
-    )
-    first = settings.groupby([answers[name] for name in (*DEFENSE_COLUMNS, "certificate")], sort=False).transform(
-        "first"
-    )
-    return answers[settings == first]
+    # NaN equals no NaN: settings that do not apply become a number that none can have.
+    settings = answers[SETTING_COLUMNS].fillna({"vote_threshold": -1.0, "min_confidence": -1.0})
+    certificates = answers.groupby([*DEFENSE_COLUMNS, "certificate"], sort=False).ngroup()
+    return answers[(settings == settings.groupby(certificates).transform("first")).all(axis=1)]
 
 
 def strongest_theorem(answers: pd.DataFrame, patch: str) -> pd.DataFrame:

@@ -51,11 +51,6 @@ class Published:
     value: float
     note: str
 
-    @property
-    def citation(self) -> str:
-        """Source and table in a few words."""
-        return f"{self.source}, {self.table}"
-
 
 @functools.cache
 def published_numbers() -> tuple[Published, ...]:
@@ -63,22 +58,20 @@ def published_numbers() -> tuple[Published, ...]:
     text = resources.files("patchcert.studies").joinpath("published.csv").read_text(encoding="utf-8")
     readers: dict[str, Any] = {"size": int, "num_draws": int}
     readers |= dict.fromkeys(("vote_threshold", "min_confidence", "patch_fraction", "value"), float)
-    return tuple(
-        Published(
-            **{
-                name: readers.get(name, str)(cell) if cell or name not in readers else None
-                for name, cell in row.items()
-            }
-        )
-        for row in csv.DictReader(text.splitlines())
-    )
+
+    def read(name: str, cell: str) -> Any:
+        return cell if name not in readers else readers[name](cell) if cell else None
+
+    rows = csv.DictReader(text.splitlines())
+    return tuple(Published(**{name: read(name, cell) for name, cell in row.items()}) for row in rows)
 
 
 def reported(subject: Subject, row: Mapping[str, Any], metric: Literal["certified", "clean"]) -> list[Published]:
     """Finds the published numbers that answer the same question as a row of a study.
 
-    Dataset, view family and size, certificate, vote rule and threshold, draw, confidence and patch in pixels must agree;
-    numbers published without one of these match nothing, and only the test split is compared. A JPEG edition is compared with the original's numbers.
+    Dataset, view family and size, certificate, vote rule and threshold, draw, confidence and patch in pixels must
+    agree; numbers published without one of these match nothing, and only the test split is compared. A JPEG edition is
+    compared with the original's numbers.
 
     Args:
         subject: what the study attacked.

@@ -154,7 +154,7 @@ def _check_thresholds(config: StudyConfig, score_floor: float | None) -> None:
         return
     if score_floor is None:
         raise StudyError(
-            f"study: vote_threshold {config.vote_thresholds[0]} needs scores, but the vote table stores top classes only.\n"
+            f"study: vote_threshold {config.vote_thresholds[0]} needs scores, the vote table stores top classes only.\n"
             "  Vote again with a --prediction.score-floor at or below it, or leave vote_thresholds out."
         )
     low = [value for value in config.vote_thresholds if rounded_score(value) < rounded_score(score_floor)]

@@ -14,7 +14,7 @@ from patchcert.studies.answering import combine
 from patchcert.studies.config import CERTIFICATES
 from patchcert.studies.figures import FigureData
 from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings, strongest_theorem
-from patchcert.studies.published import reported
+from patchcert.studies.published import Published, reported
 from patchcert.studies.results import StudyResult
 from patchcert.studies.wording import GUARANTEES, certificate_words, draw_words, interval_words, percent, rule_words
 
@@ -128,26 +128,19 @@ def _headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:
 
 
 def _attack(results: Sequence[StudyResult]) -> dict[str, Any]:
-    """What was attacked, in words."""
+    """What was attacked: images in words, labels of the patches."""
     subjects = [result.subject for result in results]
     first = subjects[0]
     patches = list(dict.fromkeys(label for result in results for label in result.answers["patch"]))
     height, width = first.image_size
-    tensor = (
-        "native pixels"
-        if first.resize == "none"
-        else f"the network input (resized: {first.resize}, {first.interpolation})"
-    )
-    same_images = len({(s.dataset, s.split, s.split_digest) for s in subjects}) == 1
-    edition = "" if first.variant == "original" else f" ({first.variant})"
-    return {
-        "images": f"{first.evaluated} {first.split} images of {first.dataset}{edition}"
-        if same_images
-        else "several sets of images",
-        "size": f"{height}\u00d7{width}" if same_images else "",
-        "patches": patches,
-        "tensor": tensor,
-    }
+    tensor = "native pixels"
+    if first.resize != "none":
+        tensor = f"pixels of the network input (resized: {first.resize}, {first.interpolation})"
+    images = "several sets of images"
+    if len({(subject.dataset, subject.split, subject.split_digest) for subject in subjects}) == 1:
+        edition = "" if first.variant == "original" else f" ({first.variant})"
+        images = f"{first.evaluated} {first.split} images of {first.dataset}{edition}, {height}\u00d7{width} {tensor}"
+    return {"images": images, "patches": patches}
 
 
 def _warnings(answers: pd.DataFrame, results: Sequence[StudyResult]) -> list[str]:
@@ -158,14 +151,14 @@ def _warnings(answers: pd.DataFrame, results: Sequence[StudyResult]) -> list[str
     for result in results:
         if result.subject.num_quarantined:
             found.append(
-                f"{result.subject.defense}: {result.subject.num_quarantined} images could not be read; they count as wrong "
-                "in every accuracy."
+                f"{result.subject.defense}: {result.subject.num_quarantined} images could not be read; they count as "
+                "wrong in every accuracy."
             )
     impossible = answers[~answers["feasible"]]
     if len(impossible):
         found.append(
-            f"{len(impossible)} of {len(answers)} questions are infeasible: no votes at all could be certified there. Each such "
-            "row names the lead that it would need."
+            f"{len(impossible)} of {len(answers)} questions are infeasible: no votes at all could be certified there. "
+            "Each such row names the lead that it would need."
         )
     return found
 
@@ -240,13 +233,20 @@ def _published(results: Sequence[StudyResult]) -> list[dict[str, str]]:
                 rows.append(
                     _row(row)
                     | {"defense": row["defense"], "note": "; ".join(note for note in notes if note)}
-                    | {"source": "; ".join(dict.fromkeys(number.citation for number in numbers))}
+                    | {"source": _citations(numbers)}
                     | {
                         f"reported_{metric}": " / ".join(dict.fromkeys(percent(number.value) for number in published))
                         for metric, published in found.items()
                     }
                 )
     return rows
+
+
+def _citations(numbers: Sequence[Published]) -> str:
+    tables: dict[str, dict[str, None]] = {}
+    for number in numbers:
+        tables.setdefault(number.source, {})[number.table] = None
+    return "; ".join(f"{source}, {', '.join(found)}" for source, found in tables.items())
 
 
 def _provenance(result: StudyResult) -> dict[str, str]:

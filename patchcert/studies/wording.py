@@ -15,7 +15,7 @@ _SHORT = {
 }
 
 GUARANTEES = {
-    "deterministic": "A theorem: no patch of this size, at any place and with any pixels, changes a certified prediction.",
+    "deterministic": "A theorem: no patch of this shape, at any place and with any pixels, changes the prediction.",
     "probabilistic": "A theorem that holds with the stated probability over the defense's own random draw.",
     "heuristic": (
         "A formula without proof, kept to compare with published numbers. An attacker may change a prediction that it "
