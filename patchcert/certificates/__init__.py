@@ -1,10 +1,14 @@
 """Whether an attack can win: votes and geometry in, verdicts with their guarantee out; one file per theorem."""
 
 from patchcert.certificates.counting import certify_counting, votes_to_flip
-from patchcert.certificates.intervals import wilson_interval
+from patchcert.certificates.fresh_draws import certify_fresh_draw
+from patchcert.certificates.intervals import clopper_pearson_lower, wilson_interval
+from patchcert.certificates.near_ties import cast_votes, doubtful_votes, score_margins
 from patchcert.certificates.outcomes import Outcome, predict
+from patchcert.certificates.paired import PairedComparison, compare_paired
 from patchcert.certificates.placement import certify_placement
 from patchcert.certificates.reported_crops import Feasibility, certify_random_crops_reported, reported_feasibility
+from patchcert.certificates.sampled_views import certify_sampled
 from patchcert.certificates.squares import certified_accuracy_by_side, largest_certified_square
 from patchcert.errors import CertificateError
 
@@ -12,13 +16,21 @@ __all__ = [
     "CertificateError",
     "Feasibility",
     "Outcome",
+    "PairedComparison",
+    "cast_votes",
     "certified_accuracy_by_side",
     "certify_counting",
+    "certify_fresh_draw",
     "certify_placement",
     "certify_random_crops_reported",
+    "certify_sampled",
+    "clopper_pearson_lower",
+    "compare_paired",
+    "doubtful_votes",
     "largest_certified_square",
     "predict",
     "reported_feasibility",
+    "score_margins",
     "votes_to_flip",
     "wilson_interval",
 ]

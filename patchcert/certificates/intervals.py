@@ -1,7 +1,8 @@
 """Counts of successes in, confidence intervals of the share behind them out."""
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
+from scipy import special
 
 from patchcert.certificates.outcomes import checked_share
 from patchcert.errors import CertificateError
@@ -25,12 +26,36 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     Guarantee: probabilistic over the draw of the images, approximate coverage.
     """
     check_successes(successes, total)
-    z = stats.norm.ppf((1 + checked_share(confidence, "The confidence")) / 2)
+    z = special.ndtri((1 + checked_share(confidence, "The confidence")) / 2)
     share = successes / total
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
     # Rounding must not push a bound past the share itself at 0 or 1.
     return float(max(0.0, min(centre - half, share))), float(min(1.0, max(centre + half, share)))
+
+
+def clopper_pearson_lower(successes: npt.ArrayLike, total: int, confidence: float = 0.95) -> npt.NDArray[np.float64]:
+    """Return the one-sided exact lower bound of a share: the true share lies above it with the given confidence.
+
+    Args:
+        successes: trials that count, integers in [0, total], any shape.
+        total: trials, >= 1.
+        confidence: one-sided coverage, in (0, 1).
+
+    Returns:
+        Bounds in [0, 1), of the shape of ``successes``.
+
+    Raises:
+        CertificateError: no trial, successes out of range or confidence out of range.
+
+    Source: Clopper & Pearson 1934.
+    Guarantee: probabilistic over the trials, coverage at least ``confidence``.
+    """
+    counts = np.asarray(successes)
+    check_successes(int(counts.min(initial=0)), total)
+    check_successes(int(counts.max(initial=0)), total)
+    alpha = 1 - checked_share(confidence, "The confidence")
+    return np.where(counts == 0, 0.0, special.betaincinv(np.maximum(counts, 1), total - counts + 1, alpha))
 
 
 def check_successes(successes: int, total: int) -> None:

@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
+from patchcert.certificates.draw_laws import check_draw, marked_draws_pmf
 from patchcert.certificates.outcomes import Outcome, checked_counts, checked_share, predict
 from patchcert.errors import CertificateError
 
@@ -115,27 +115,23 @@ def _affected_draws_cdf(
     num_draws: int, affected: int, num_views: int, replacement: bool, law: Law
 ) -> npt.NDArray[np.float64]:
     """Return P[at most m of the drawn crops are affected] for m = 0 ... num_draws."""
-    if num_draws < 1 or num_views < 1 or not 0 <= affected <= num_views:
+    check_draw(num_draws, num_views, replacement)
+    if not 0 <= affected <= num_views:
         raise CertificateError(
-            f"{num_draws} draws from {num_views} views with {affected} affected ones are impossible.\n"
-            "  Draw at least 1 view; affected views are at least 0 and at most all views."
+            f"{affected} affected views of {num_views} are impossible.\n"
+            "  Take the number from the view set: views.affected(patch)."
         )
     if law not in ("reported", "exact"):
         raise CertificateError(f"The law is {law!r}, but only 'reported' and 'exact' exist.\n  Choose one of them.")
-    if not replacement and num_draws > num_views:
-        raise CertificateError(
-            f"{num_draws} draws without replacement were asked for, but there are {num_views} views.\n"
-            f"  Draw at most {num_views}, or with replacement."
-        )
-    m = np.arange(num_draws + 1)
-    if replacement:
-        return stats.binom.cdf(m, num_draws, affected / num_views)
-    if law == "exact":
-        return stats.hypergeom.cdf(m, num_views, affected, num_draws)
-    probabilities = np.zeros(num_draws + 1)
-    probabilities[0] = 1.0
-    for i in range(num_draws):
-        p = min(1.0, affected / (num_views - i))
-        probabilities[1:] = probabilities[1:] * (1 - p) + probabilities[:-1] * p
-        probabilities[0] *= 1 - p
-    return np.minimum(np.cumsum(probabilities), 1.0)
+    if replacement or law == "exact":
+        pmf = marked_draws_pmf(num_draws, affected, num_views, replacement, np.arange(num_draws + 1))
+    else:
+        pmf = np.zeros(num_draws + 1)
+        pmf[0] = 1.0
+        for i in range(num_draws):
+            p = min(1.0, affected / (num_views - i))
+            pmf[1:] = pmf[1:] * (1 - p) + pmf[:-1] * p
+            pmf[0] *= 1 - p
+    at_most = np.minimum(np.cumsum(pmf), 1.0)
+    at_most[-1] = 1.0  # whatever rounding says, no more than all are affected
+    return at_most

@@ -7,11 +7,16 @@ from patchcert.geometry.bands import BandViews
 from patchcert.geometry.blocks import BlockViews
 from patchcert.geometry.cells import CellViews
 from patchcert.geometry.crops import CropViews
+from patchcert.geometry.drawn import DrawnViews
+from patchcert.geometry.footprint_sets import patches_of_area, rectangles_up_to
 from patchcert.geometry.patches import Patch
+from patchcert.geometry.pixels import PixelViews
 from patchcert.geometry.starts import GridViews
 from patchcert.geometry.view_sets import ViewSet
 
-VIEW_SETS: dict[str, type[ViewSet]] = {views.kind: views for views in (CropViews, BandViews, BlockViews, CellViews)}
+VIEW_SETS: dict[str, type[ViewSet]] = {
+    views.kind: views for views in (CropViews, BandViews, BlockViews, CellViews, DrawnViews)
+}
 
 __all__ = [
     "VIEW_SETS",
@@ -19,9 +24,13 @@ __all__ = [
     "BlockViews",
     "CellViews",
     "CropViews",
+    "DrawnViews",
     "GridViews",
     "Patch",
+    "PixelViews",
     "ViewSet",
+    "patches_of_area",
+    "rectangles_up_to",
     "view_set_from_identity",
 ]
 
@@ -43,9 +52,15 @@ def view_set_from_identity(identity: dict[str, Any]) -> ViewSet:
             "  Read it with the version of patchcert that wrote it."
         )
     try:
-        return VIEW_SETS[kind](**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        return VIEW_SETS[kind](**{name: _field_value(value) for name, value in fields.items()})
     except TypeError as error:
         raise GeometryError(
             f"The view set of kind {kind!r} has the fields {sorted(fields)}, which do not fit: {error}.\n"
             "  Read it with the version of patchcert that wrote it."
         ) from None
+
+
+def _field_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return view_set_from_identity(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -96,7 +96,7 @@ class GridRectangles:
             rows -= table[:, row_first]
             total += rows[:, :, column_end]
             total -= rows[:, :, column_first]
-        return total.reshape(num_planes, -1)
+        return total.reshape(num_planes, len(self.counts_P))
 
 
 def grid_rectangles(pattern_QR: IntArray, touch_UPC: BoolArray, wraps: tuple[bool, bool]) -> GridRectangles:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchcert.errors import GeometryError
-from patchcert.geometry.affected import AffectedViews, BoolArray, IntArray, ListedViews
+from patchcert.geometry.affected import BoolArray, IntArray
 from patchcert.geometry.patches import Patch
 from patchcert.geometry.sizes import Size, check_fits, positive_integer, size_pair, size_text
 from patchcert.geometry.starts import GridViews, StartAxis
@@ -104,9 +104,18 @@ class CellViews(ViewSet):
         rows, columns = (np.arange(size) // pitch for size, pitch in zip(self.image_size, self.cell_size, strict=True))
         return kept[:, rows[:, None] * self.grid_size[1] + columns]
 
-    def incidence(self, patch: Patch) -> npt.NDArray[np.bool_]:
-        """Return which views each placement affects, boolean, shape (P, V); dense."""
-        return self._views_with(self._grid.incidence(patch))
+    def incidence(
+        self, patch: Patch, view_indices: npt.ArrayLike | None = None, *, only_undominated: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return which views each placement affects, boolean, shape (P, V); dense, see ``ViewSet``."""
+        touched_PG = self._grid.incidence(patch, only_undominated=only_undominated)
+        if only_undominated:
+            touched_PG = np.unique(touched_PG, axis=0)
+        cells = self.cells if view_indices is None else self.cells[check_indices(view_indices, self.num_views)]
+        affected_PV = np.zeros((len(touched_PG), len(cells)), dtype=bool)
+        for cell_V in cells.T:
+            affected_PV |= touched_PG[:, cell_V]
+        return affected_PV
 
     def affected_counts(self, patch: Patch) -> npt.NDArray[np.int64]:
         """Return the number of views that each placement affects, int64, shape (P,), row-major."""
@@ -116,16 +125,6 @@ class CellViews(ViewSet):
             [self.num_views - math.comb(cells, self.num_cells) for cells in untouched], dtype=np.int64
         )
         return by_touched[num_touched_P]
-
-    def _make_affected_views(self, patch: Patch) -> AffectedViews:
-        touched_PG = self._grid.undominated_incidence(patch)
-        return ListedViews(self._views_with(np.unique(touched_PG, axis=0)))
-
-    def _views_with(self, touched_PG: BoolArray) -> BoolArray:
-        affected_PV = np.zeros((len(touched_PG), self.num_views), dtype=bool)
-        for cell_V in self.cells.T:
-            affected_PV |= touched_PG[:, cell_V]
-        return affected_PV
 
     def describe(self) -> str:
         """Return the view set in a few words."""

@@ -91,13 +91,15 @@ class GridViews(ViewSet):
         np.put_along_axis(retained_columns, self.column_indices[columns][:, None, :], True, axis=2)
         return retained_rows & retained_columns
 
-    def incidence(self, patch: Patch) -> npt.NDArray[np.bool_]:
-        """Return which views each placement affects, boolean, shape (P, V); dense."""
-        return _dense(*self._touched(patch))
-
-    def undominated_incidence(self, patch: Patch) -> npt.NDArray[np.bool_]:
-        """Return ``incidence`` without the placements that a neighbour makes superfluous, boolean, shape (<= P, V)."""
-        return _dense(*self._touched(patch, only_undominated=True))
+    def incidence(
+        self, patch: Patch, view_indices: npt.ArrayLike | None = None, *, only_undominated: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return which views each placement affects, boolean, shape (P, V); dense, see ``ViewSet``."""
+        pattern_QR, touch_UPC = self._touched(patch, only_undominated)
+        indices = np.arange(self.num_views) if view_indices is None else check_indices(view_indices, self.num_views)
+        rows, columns = np.divmod(indices, touch_UPC.shape[2])
+        touched_QVP = touch_UPC[pattern_QR[:, rows], :, columns]
+        return touched_QVP.transpose(0, 2, 1).reshape(-1, len(indices))
 
     def affected_counts(self, patch: Patch) -> npt.NDArray[np.int64]:
         """Return the number of views that each placement affects, int64, shape (P,), row-major."""
@@ -142,11 +144,6 @@ class GridViews(ViewSet):
         if only_undominated:
             touch_UPC = touch_UPC[:, undominated(touch_UPC.transpose(0, 2, 1).reshape(-1, num_columns))]
         return pattern_QR, touch_UPC
-
-
-def _dense(pattern_QR: IntArray, touch_UPC: BoolArray) -> BoolArray:
-    dense_QPRC = touch_UPC[pattern_QR].transpose(0, 2, 1, 3)
-    return dense_QPRC.reshape(dense_QPRC.shape[0] * dense_QPRC.shape[1], -1)
 
 
 def _groups_of_equal_rows(mask: BoolArray) -> tuple[IntArray, BoolArray]:

@@ -40,13 +40,21 @@ class ViewSet(ABC):
         """Return the pixels that the given views retain, boolean, shape (len(view_indices), H, W)."""
 
     @abstractmethod
-    def incidence(self, patch: Patch) -> npt.NDArray[np.bool_]:
+    def incidence(
+        self, patch: Patch, view_indices: npt.ArrayLike | None = None, *, only_undominated: bool = False
+    ) -> npt.NDArray[np.bool_]:
         """Return which views each placement affects, boolean, shape (P placements in row-major order, V).
 
         Dense: use it for small geometries; certificates use ``affected_views``, which never builds it for grids.
 
+        Args:
+            patch: the footprint.
+            view_indices: only these views, in this order; None: all.
+            only_undominated: leave out placements that a neighbouring one makes superfluous (its affected views contain
+                theirs), so that the rows are no longer all P placements.
+
         Raises:
-            GeometryError: the patch is larger than the image.
+            GeometryError: the patch is larger than the image, or an index is out of range.
         """
 
     def affected_counts(self, patch: Patch) -> npt.NDArray[np.int64]:
@@ -80,7 +88,7 @@ class ViewSet(ABC):
         return _affected_views(self, patch)
 
     def _make_affected_views(self, patch: Patch) -> AffectedViews:
-        return ListedViews(self.incidence(patch))
+        return ListedViews(self.incidence(patch, only_undominated=True))
 
     def identity(self) -> dict[str, Any]:
         """Return kind and every field as JSON values; ``view_set_from_identity`` makes an equal view set of it."""

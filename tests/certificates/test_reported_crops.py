@@ -135,8 +135,8 @@ def test_needed_margin_is_where_certification_begins(num_draws, affected, confid
     ("change", "message"),
     [
         ({"num_draws": 0}, "0 draws from 529 views"),
-        ({"affected": 530}, "530 affected ones are impossible"),
-        ({"affected": -1}, "-1 affected ones are impossible"),
+        ({"affected": 530}, "530 affected views of 529 are impossible"),
+        ({"affected": -1}, "-1 affected views of 529 are impossible"),
         ({"min_confidence": 1.0}, "min_confidence is 1.0"),
         ({"law": "guessed"}, "law is 'guessed'"),
         ({"num_draws": 600, "replacement": False}, "600 draws without replacement .* there are 529 views"),

@@ -29,7 +29,7 @@ from patchcert.certificates import (
 )
 from patchcert.geometry import BandViews, BlockViews, CellViews, CropViews, Patch
 
-CASES = settings(derandomize=True, deadline=None, max_examples=1500)
+CASES = settings(derandomize=True, deadline=None, max_examples=1000)
 SOME_CASES = settings(derandomize=True, deadline=None, max_examples=400)
 
 
