@@ -2,20 +2,19 @@
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from patchcert.console import Terminal
 from patchcert.data import PreparedDataset, prepare
 from patchcert.data.registry import dataset_spec
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError, RecipeError, StudyError
+from patchcert.errors import CheckpointError, RecipeError
 from patchcert.recipes import Recipe
 from patchcert.stages.resources import Resources
 from patchcert.studies.results import StudyResult
 from patchcert.tracking import TrackingConfig
 from patchcert.votes import VoteTable
-from patchcert.workspace import Workspace
+from patchcert.workspace import Workspace, canonical_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,7 +211,28 @@ class Pipeline:
     def _write_study(
         self, table: VoteTable, asked: list[Any], parts: list[Any], out: str | None, seconds: float
     ) -> StudyResult:
-        raise StudyError("not yet")
+        from patchcert.provenance import environment
+        from patchcert.studies.subject import Subject
+        from patchcert.studies.writing import write_study
+
+        identity = {"study": canonical_settings(self.recipe.study), "votes": table.identity}
+        run: dict[str, Any] = {
+            "recipe": self.recipe.name,
+            "vote_table": table.location,
+            "study_seconds": round(seconds, 3),
+            "environment": environment(),
+        }
+        if (voting := table.measured()) is not None:
+            run["voting"] = voting
+        return write_study(
+            out or self.workspace.study(self.recipe.name, identity),
+            subject=Subject.of_table(table, self.recipe.name),
+            config=self.recipe.study,
+            questions=asked,
+            parts=parts,
+            identity=identity,
+            run=run,
+        )
 
     def _latest_model(self) -> Folder:
         folder = self.workspace.latest_model(self.recipe.name)
@@ -222,14 +242,3 @@ class Pipeline:
                 f"  Train it first:  patchcert train {self.recipe.name}"
             )
         return folder
-
-
-def local_path(folder: Folder) -> Path:
-    """Path of a folder that must be on this machine's disk.
-
-    Raises:
-        RecipeError: it is a URI.
-    """
-    if not folder.is_local:
-        raise RecipeError(f"{folder} is not on a local disk, which this step needs.\n  Give a local folder with --out.")
-    return Path(str(folder))

@@ -11,7 +11,7 @@ from patchcert.defenses import DEFENSES, Views
 from patchcert.errors import RecipeError
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
-from patchcert.studies.questions import StudyConfig
+from patchcert.studies.config import StudyConfig
 from patchcert.training.config import TrainingConfig
 
 
@@ -165,7 +165,7 @@ def _assemble(
 @recipe_family("column", "digits", (4, 3, 6))
 @recipe_family("row", "digits", (4,))
 @recipe_family("block", "digits", (12,))
-@recipe_family("crop", "digits", (12, 16))
+@recipe_family("crop", "digits", (10, 8, 12))
 def digits(defense: str, size: int) -> Recipe:
     """The bundled 1,797 handwritten digits at 32x32: seconds to train, for a first look and for tests."""
     crops = defense == "crop"
@@ -176,7 +176,9 @@ def digits(defense: str, size: int) -> Recipe:
         data=DataConfig(dataset="digits"),
         image_size=(32, 32),
         classifier=ClassifierConfig(network="resnet9" if crops else "drs-mnist-cnn", width=0.25 if crops else 0.5),
-        training=TrainingConfig(epochs=40, batch_size=64, learning_rate=0.05, views_per_image=4, checkpoint_every=10),
+        training=TrainingConfig(
+            epochs=30, batch_size=64, optimizer="adamw", learning_rate=2e-3, views_per_image=4, checkpoint_every=10
+        ),
         num_draws=(64, 128, 256),
     )
 

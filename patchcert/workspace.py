@@ -62,6 +62,6 @@ class Workspace:
         """Makes the model ``models/<recipe>/<key>`` the newest."""
         self.models(recipe_name).write(_LATEST, json.dumps({"key": key}).encode())
 
-    def study(self, name: str) -> Folder:
-        """Folder of one study's results."""
-        return self.folder.folder(f"studies/{name}")
+    def study(self, recipe_name: str, identity: dict[str, Any]) -> Folder:
+        """Folder of the results of one study."""
+        return self.folder.folder(f"studies/{recipe_name}-{fingerprint(identity)[:8]}")

@@ -12,9 +12,9 @@ class ClassifierConfig:
     """A network and the encoding of its input."""
 
     network: str = "resnet9"
-    """drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME (resnet50, ...), or package.module:function."""
+    """drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME (such as resnet50), package.module:function."""
     width: float = 1.0
-    """Multiplies the number of channels of drs-mnist-cnn, resnet9 and resnet18-small; no effect is refused elsewhere."""
+    """Multiplies the channels of drs-mnist-cnn, resnet9, resnet18-small; refused elsewhere, where it has no effect."""
     dropout: float = 0.0
     """Dropout before the last layer of drs-mnist-cnn and resnet9, in [0, 1)."""
     pretrained: bool = False

@@ -1,12 +1,12 @@
 """How views are scored. Settings only, no torch."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from patchcert.errors import ModelError
 
-# A chunk holds about as many pixels as 32 views of 224x224: large enough to fill a GPU, small enough for a laptop.
-_CHUNK_PIXELS = 32 * 224 * 224
+# A GPU wants chunks of about 32 views of 224x224; a CPU core is fastest when a chunk fits its cache.
+_CHUNK_PIXELS = {"cuda": 32 * 224 * 224, "cpu": 2 * 224 * 224}
 _MAX_CHUNK_VIEWS = 2048
 
 
@@ -23,13 +23,16 @@ class PredictionConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        choices = get_args(PredictionConfig.__annotations__["precision"])
+        if self.precision not in choices:
+            raise ModelError(f"prediction: precision is one of {', '.join(choices)}, not {self.precision!r}.")
         if not 0 <= self.score_floor <= 1:
             raise ModelError(f"prediction: score_floor is a softmax score in [0, 1], not {self.score_floor}.")
         if self.chunk_views < 0:
             raise ModelError(f"prediction: chunk_views must be positive, or 0 to choose; not {self.chunk_views}.")
 
-    def views_per_chunk(self, view_size: tuple[int, int]) -> int:
-        """Views in one forward pass for views of a size."""
+    def views_per_chunk(self, view_size: tuple[int, int], device_type: str) -> int:
+        """Views in one forward pass for views of a size, on a "cpu" or a "cuda" device."""
         if self.chunk_views:
             return self.chunk_views
-        return max(1, min(_MAX_CHUNK_VIEWS, _CHUNK_PIXELS // (view_size[0] * view_size[1])))
+        return max(1, min(_MAX_CHUNK_VIEWS, _CHUNK_PIXELS[device_type] // (view_size[0] * view_size[1])))

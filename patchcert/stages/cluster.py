@@ -40,9 +40,13 @@ class WorkerShare:
     num_gpus: int
 
 
-def set_environment(*, verbose: bool) -> None:
-    """Sets the defaults that Ray reads when it is imported; what the user has set stays."""
-    embedded = "RAY_ADDRESS" not in os.environ
+def set_environment(*, embedded: bool, verbose: bool) -> None:
+    """Sets the defaults that Ray reads when it is imported; what the user has set stays.
+
+    Args:
+        embedded: Ray will run inside this process tree, where token authentication has no use.
+        verbose: leave Ray's messages on.
+    """
     for name, value in (_ENVIRONMENT | ({} if verbose else _QUIET_ENVIRONMENT)).items():
         if name != "RAY_AUTH_MODE" or embedded:
             os.environ.setdefault(name, value)
@@ -60,19 +64,18 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
     Raises:
         ResourceError: the cluster cannot be reached.
     """
-    set_environment(verbose=verbose)
+    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
+    set_environment(embedded=address == "local", verbose=verbose)
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    address = resources.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if not verbose:
         # Ray passes its own chatter on to the driver; the package's records of the workers stay in their log files.
         options["configure_logging"] = True
-    if address in (None, "local"):
-        address = "local"
+    if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         with _quiet_stderr(not verbose), warnings.catch_warnings():

@@ -22,6 +22,7 @@ from patchcert.stages.cluster import worker_share
 from patchcert.stages.resources import Resources
 from patchcert.votes.identity import vote_identity
 from patchcert.votes.table import (
+    RUN,
     Identity,
     VotePart,
     VoteTable,
@@ -320,4 +321,4 @@ def _record_run(
         "gpus_per_worker": share.num_gpus,
         "environment": environment(),
     }
-    folder.write("run.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    folder.write(RUN, json.dumps(record, indent=1, sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""A base classifier and a feed in, a trained classifier and the figures of each epoch out; one process of any number."""
+"""A base classifier and a feed in, a trained classifier and the figures of each epoch out; one process of many."""
 
 import dataclasses
 import time
@@ -83,7 +83,7 @@ class Trainer:
         torch.manual_seed(_stream_seed(config.seed + 1, epoch, self.rank))
         self.classifier.train()
         losses: list[torch.Tensor] = []
-        correct = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         started, num_images, num_views, rate = time.perf_counter(), 0, 0, 0.0
         for step, (images_BCHW, labels_B) in enumerate(self.feed.epoch(epoch)):
             rate = learning_rate_at(config, epoch * self.feed.steps_per_epoch + step, self.total_steps)
@@ -98,7 +98,7 @@ class Trainer:
         self.next_epoch = epoch + 1
         return EpochFigures(
             loss=float(torch.stack(losses).mean()),
-            view_accuracy=float(correct) / num_views,
+            view_accuracy=int(correct) / num_views,
             images_per_second=num_images / (time.perf_counter() - started),
             learning_rate=rate,
         )

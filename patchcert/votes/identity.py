@@ -33,7 +33,7 @@ def vote_identity(
         "views": views.identity(),
         "votes": {
             "rule": "threshold" if score_floor else "top_class",
-            "score_floor": score_floor,
+            "score_floor": float(score_floor),
             "precision": precision,
         },
         "model": model_digest,

@@ -16,6 +16,7 @@ from patchcert.geometry import view_set_from_identity
 from patchcert.votes.scores import rounded_score
 
 SCHEMA_VERSION = 1
+RUN = "run.json"
 _SUCCESS = "_SUCCESS.json"
 _IDENTITY_KEY = b"patchcert.identity"
 _ROWS_KEY = b"patchcert.rows"
@@ -117,21 +118,28 @@ class VoteTable:
         """
         folder = Folder(path)
         if not folder.exists(_SUCCESS):
-            parts = [name for name in folder.files() if name.startswith("part-")]
+            parts = [] if folder.is_file() else [name for name in folder.files() if name.startswith("part-")]
             state = f"is unfinished: {len(parts)} parts and no {_SUCCESS}" if parts else "holds no vote table"
             raise VoteTableError(f"{folder} {state}.\n  Run or repeat:  patchcert vote RECIPE")
         try:
             success = json.loads(folder.read(_SUCCESS))
             identity = success["identity"]
             version = identity["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+            is_whole = fingerprint(identity) == success["fingerprint"]
+            borders = [0, *(part["stop"] for part in success["parts"])]
+            in_a_row = [part["start"] for part in success["parts"]] == borders[:-1]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise VoteTableError(
-                f"{folder}/{_SUCCESS} is damaged ({error}).\n  Repeat:  patchcert vote RECIPE"
+                f"{folder}/{_SUCCESS} is damaged ({type(error).__name__}: {error}).\n  Repeat:  patchcert vote RECIPE"
             ) from None
         if version != SCHEMA_VERSION:
             raise VoteTableError(
                 f"{folder} has vote table version {version}, this version reads {SCHEMA_VERSION}.\n"
                 "  Use the version of patchcert that wrote it, or vote again."
+            )
+        if not is_whole or not in_a_row or borders[-1] != identity["dataset"]["num_images"]:
+            raise VoteTableError(
+                f"{folder}/{_SUCCESS} was changed after it was written.\n  Repeat:  patchcert vote RECIPE"
             )
         if expected_identity is not None:
             check_identity(identity, expected_identity, str(folder))
@@ -183,6 +191,13 @@ class VoteTable:
         """Row range (start, stop) of each part."""
         return [(part["start"], part["stop"]) for part in self._success["parts"]]
 
+    def measured(self) -> dict[str, Any] | None:
+        """What was measured while the table was made (hardware, rates), or None; no part of its identity."""
+        if not self._folder.exists(RUN):
+            return None
+        record: dict[str, Any] = json.loads(self._folder.read(RUN))
+        return record
+
     def read_part(self, index: int) -> VotePart:
         """Reads one part.
 
@@ -194,9 +209,15 @@ class VoteTable:
         problem = part_problem(self._folder, name, self.identity, (part["start"], part["stop"]))
         if problem:
             raise VoteTableError(f"{self._folder}/{name} {problem}.\n  Mend the table:  patchcert vote RECIPE")
-        with self._folder.open(name) as source:
-            table = pq.read_table(source)
-        return _from_arrow(table, self, part["start"])
+        try:
+            with self._folder.open(name) as source:
+                table = pq.read_table(source, page_checksum_verification=True)
+            return _from_arrow(table, self, part["start"])
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise VoteTableError(
+                f"{self._folder}/{name} is damaged ({str(error).partition(chr(10))[0]}).\n"
+                "  Delete it and repeat:  patchcert vote RECIPE"
+            ) from None
 
 
 def part_name(index: int, num_parts: int) -> str:
@@ -228,7 +249,7 @@ def write_part(folder: Folder, name: str, identity: Identity, first_row: int, pa
     }
     table = pa.table(columns).replace_schema_metadata(metadata)
     with folder.writer(name) as sink:
-        pq.write_table(table, sink, compression="zstd", row_group_size=1000)
+        pq.write_table(table, sink, compression="zstd", row_group_size=1000, write_page_checksum=True)
 
 
 def part_problem(folder: Folder, name: str, identity: Identity, rows: tuple[int, int]) -> str | None:
@@ -278,7 +299,8 @@ def check_identity(found: Identity, expected: Identity, location: str) -> None:
     Raises:
         VoteTableError: names every difference with both values.
     """
-    if canonical_json(found) == canonical_json(expected):
+    expected = json.loads(canonical_json(expected))
+    if found == expected:
         return
     if found.get("views") != expected.get("views"):
         made, asked = (view_set_from_identity(identity["views"]).describe() for identity in (found, expected))

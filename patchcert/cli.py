@@ -1,0 +1,320 @@
+"""A command line in, an exit code out: 0 done, 2 for what the user can mend, 1 for a defect, 130 when interrupted."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from patchcert import __version__
+
+_USAGE = """\
+usage: patchcert COMMAND [RECIPE] [--options]
+
+Train image classifiers and prove how many images no adversarial patch can flip.
+
+commands
+  demo                 the whole way on bundled digits: train, vote, certify, report (about 2 minutes)
+  list                 recipes, datasets and networks
+  show RECIPE|FOLDER   all settings of a recipe, or what a result, vote table, checkpoint or dataset folder holds
+  prepare RECIPE       decode and resize the images of a recipe's dataset, once
+  train RECIPE         train the base classifier
+  vote RECIPE          score all views of the test images
+  study RECIPE         answer all questions from the votes: certified accuracies, figures, report
+  run RECIPE           prepare, train, vote and study in one go, skipping what is there
+  report FOLDER ...    one report over several studies
+  publish FOLDER ...   send studies to the tracker (again); repeating is safe
+  ui                   show the tracker's pages on this machine
+
+Options of a command: patchcert COMMAND RECIPE --help.  First steps: patchcert demo.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: what stands behind ``patchcert``; None: the process's own.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        print(f"patchcert {__version__}")
+        return 0
+    # Imported late: help answers at once.
+    from patchcert.errors import PatchcertError, RecipeError
+
+    try:
+        command = _COMMANDS.get(words[0])
+        if command is None:
+            near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise RecipeError(f"there is no command {words[0]!r}.{hint}\n  See:  patchcert --help")
+        command(words[1:])
+    except PatchcertError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone.
+        sys.stderr.close()
+        return 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+    return 0
+
+
+def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]], tuple[Any, Any, Any]]:
+    """A parser of ``RECIPE [--overrides]``: words -> (recipe, run options, the command's own options)."""
+
+    def parse(words: list[str]) -> tuple[Any, Any, Any]:
+        import tyro
+
+        from patchcert.errors import RecipeError
+        from patchcert.pipeline import RunOptions
+        from patchcert.recipes import find_recipe
+
+        if not words or words[0] in ("-h", "--help"):
+            print(
+                f"usage: patchcert {name} RECIPE [--options]\n\nOptions: patchcert {name} RECIPE --help.  Recipes: patchcert list"
+            )
+            raise SystemExit(0 if words else 2)
+        if words[0].startswith("-"):
+            raise RecipeError(
+                f"patchcert {name} starts with a recipe, not with {words[0]!r}.\n  For example:  patchcert {name} column4-digits"
+            )
+        recipe = find_recipe(words[0])
+        fields: list[Any] = [
+            ("recipe", Annotated[type(recipe), tyro.conf.arg(name="")], dataclasses.field(default=recipe)),
+            ("options", Annotated[RunOptions, tyro.conf.arg(name="")], dataclasses.field(default_factory=RunOptions)),
+        ]
+        if extra is not None:
+            fields.append(("extra", Annotated[extra, tyro.conf.arg(name="")], dataclasses.field(default_factory=extra)))
+        settings = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
+        parsed = tyro.cli(
+            settings,
+            prog=f"patchcert {name} {words[0]}",
+            description=f"Settings of {words[0]}; what is not given stays as the recipe says.",
+            args=words[1:],
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+        return parsed.recipe, parsed.options, getattr(parsed, "extra", None)
+
+    return parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of ``patchcert train``."""
+
+    resume: bool = True
+    """Continue an interrupted run, or take the finished model; --no-resume starts over."""
+    untrained: bool = False
+    """Write the start weights without training, to try or to time a pipeline."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VoteOptions:
+    """Options of ``patchcert vote``."""
+
+    checkpoint: str | None = None
+    """Folder or URI of a checkpoint; unset: the recipe's newest model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Options of ``patchcert study``."""
+
+    votes: str | None = None
+    """Folder or URI of a vote table; unset: the one of the recipe's newest model."""
+    out: str | None = None
+    """Folder for the results; unset: one of its own in the work folder."""
+
+
+def _prepare(words: list[str]) -> None:
+    recipe, options, _ = _recipe_command("prepare")(words)
+    pipeline = _pipeline(recipe, options)
+    from rich.table import Table
+
+    table = Table("split", "images", "size", "classes", "bad images", "digest", "folder")
+    for name, dataset in pipeline.prepare().items():
+        height, width = dataset.image_size
+        table.add_row(
+            name,
+            f"{dataset.num_rows:,}",
+            f"{height}x{width}x{dataset.num_channels}",
+            str(dataset.num_classes),
+            str(dataset.num_quarantined),
+            dataset.digest[:12],
+            str(dataset.folder),
+        )
+    pipeline.terminal.result(table)
+    pipeline.terminal.say(f"Next:  patchcert train {recipe.name}")
+
+
+def _train(words: list[str]) -> None:
+    recipe, options, extra = _recipe_command("train", TrainOptions)(words)
+    pipeline = _pipeline(recipe, options)
+    if extra.untrained:
+        pipeline.start_untrained()
+    else:
+        pipeline.train(resume=extra.resume)
+    pipeline.terminal.say(f"Next:  patchcert vote {recipe.name}")
+
+
+def _vote(words: list[str]) -> None:
+    recipe, options, extra = _recipe_command("vote", VoteOptions)(words)
+    pipeline = _pipeline(recipe, options)
+    pipeline.vote(extra.checkpoint)
+    pipeline.terminal.say(f"Next:  patchcert study {recipe.name}")
+
+
+def _study(words: list[str]) -> None:
+    recipe, options, extra = _recipe_command("study", StudyOptions)(words)
+    pipeline = _pipeline(recipe, options)
+    from patchcert.votes import VoteTable
+
+    result = pipeline.study(VoteTable.open(extra.votes) if extra.votes else None, out=extra.out)
+    _show_study(pipeline, result)
+
+
+def _run(words: list[str]) -> None:
+    recipe, options, _ = _recipe_command("run")(words)
+    pipeline = _pipeline(recipe, options)
+    from patchcert.stages.cluster import connected
+
+    with connected(options.resources, verbose=options.verbose):
+        pipeline.train()
+        result = pipeline.study(pipeline.vote())
+    _show_study(pipeline, result)
+
+
+def _pipeline(recipe: Any, options: Any) -> Any:
+    from patchcert.console import Terminal
+    from patchcert.pipeline import Pipeline
+
+    return Pipeline(recipe, options, Terminal())
+
+
+def _show_study(pipeline: Any, result: Any) -> None:
+    from patchcert.studies.console import console_table
+
+    pipeline.terminal.result(console_table(result.answers))
+    pipeline.terminal.say(f"Report: {result.folder / 'report.html'}   (tables and figures lie beside it)")
+    pipeline.terminal.say("Compare runs:  patchcert ui")
+
+
+def _list(words: list[str]) -> None:
+    _no_arguments("list", words)
+    from rich.table import Table
+
+    from patchcert.console import Terminal
+    from patchcert.data.registry import dataset_names, dataset_spec
+    from patchcert.defenses import DEFENSES
+    from patchcert.recipes import recipe_families, recipe_name
+
+    terminal = Terminal()
+    recipes = Table(
+        "recipes", "what they are", title="Recipes (any size works in place of the number)", show_lines=True
+    )
+    by_summary: dict[str, list[str]] = {}
+    for family in recipe_families():
+        sizes = ", ".join(str(size) for size in family.sizes[1:])
+        name = recipe_name(family, family.sizes[0]) + (f"  (also {sizes})" if sizes else "")
+        by_summary.setdefault(family.summary, []).insert(0, name)
+    for summary, names in by_summary.items():
+        recipes.add_row("\n".join(names), summary)
+    terminal.result(recipes)
+    defenses = Table("defense", "what it is", "the number", "source", title="Defenses")
+    for defense in DEFENSES.values():
+        defenses.add_row(defense.name, defense.title, defense.size_means, defense.source)
+    terminal.result(defenses)
+    datasets = Table("dataset", "images", "sources", title="Datasets (--data.dataset)")
+    for name in dataset_names():
+        spec = dataset_spec(name)
+        datasets.add_row(name, spec.description, ", ".join(spec.sources))
+    terminal.result(datasets)
+    terminal.say("Next:  patchcert show RECIPE, patchcert run RECIPE")
+
+
+def _show(words: list[str]) -> None:
+    import os
+
+    from patchcert.errors import RecipeError
+
+    if len(words) != 1 or words[0].startswith("-"):
+        raise RecipeError(
+            "patchcert show takes one recipe or one folder.\n  For example:  patchcert show column4-digits"
+        )
+    if os.path.isdir(words[0]) or "://" in words[0]:
+        _show_folder(words[0])
+        return
+    from patchcert.recipes import find_recipe
+    from patchcert.workspace import canonical_settings
+
+    recipe = find_recipe(words[0])
+    settings = canonical_settings(recipe)
+    print(f"{recipe.name}: {recipe.views.describe()}\n")
+    for section, values in settings.items():
+        if isinstance(values, dict):
+            for line in _flat(section, values):
+                print(line)
+    print(f"\nOverride any of them:  patchcert run {recipe.name} --training.epochs 5")
+
+
+def _flat(path: str, values: dict[str, Any]) -> list[str]:
+    lines = []
+    for key, value in values.items():
+        name = f"{path}.{key}".replace("_", "-")
+        if isinstance(value, dict):
+            lines += _flat(name, value)
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append(f"--{name} {text}")
+    return lines
+
+
+def _show_folder(location: str) -> None:
+    from patchcert.data.storage import Folder
+    from patchcert.errors import RecipeError
+
+    folder = Folder(location)
+    for name in ("summary.json", "_SUCCESS.json", "config.json", "dataset.json", "layout.json"):
+        if folder.exists(name):
+            print(f"{folder}/{name}")
+            print(json.dumps(json.loads(folder.read(name)), indent=1, sort_keys=True))
+            return
+    raise RecipeError(f"{folder} is no study, vote table, checkpoint or prepared dataset of patchcert.")
+
+
+def _no_arguments(command: str, words: list[str]) -> None:
+    from patchcert.errors import RecipeError
+
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: patchcert {command}")
+        raise SystemExit(0)
+    if words:
+        raise RecipeError(f"patchcert {command} takes no arguments, but got {' '.join(words)!r}.")
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "list": _list,
+    "show": _show,
+    "prepare": _prepare,
+    "train": _train,
+    "vote": _vote,
+    "study": _study,
+    "run": _run,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+import dataclasses
+
+import pytest
+
+from patchcert.data import prepare
+from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+from patchcert.recipes import find_recipe
+from patchcert.stages.cluster import connected
+from patchcert.stages.resources import Resources
+from patchcert.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """An embedded Ray with four logical CPUs, for all tests of the session."""
+    import ray
+
+    from patchcert.stages.cluster import set_environment
+
+    set_environment(embedded=True, verbose=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    with connected(Resources()):
+        context = ray.data.DataContext.get_current()
+        context.execution_options.verbose_progress = False
+        yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    """Column smoothing on a few digits, a small network."""
+    recipe = find_recipe("column4-digits")
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, limit=120, validation_size=20),
+        classifier=dataclasses.replace(recipe.classifier, width=0.125),
+        training=dataclasses.replace(recipe.training, epochs=3, batch_size=20, views_per_image=2, checkpoint_every=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, small_recipe):
+    """The recipe's prepared splits."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return prepare(small_recipe.data, small_recipe.views.image_size, str(folder))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, small_recipe, prepared):
+    """A checkpoint with start weights."""
+    workspace = Workspace(str(tmp_path_factory.mktemp("model")))
+    dataset = prepared["test"]
+    classifier = initial_classifier(
+        small_recipe.classifier, small_recipe.views, dataset.num_channels, dataset.num_classes, 0
+    )
+    folder = workspace.models(small_recipe.name).folder("start")
+    save_checkpoint(classifier, folder, {})
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(str(tmp_path / "work"))

@@ -1,0 +1,94 @@
+import dataclasses
+
+import pytest
+import safetensors.torch
+
+from patchcert.errors import TrainingError
+from patchcert.models.checkpoint import load_checkpoint
+from patchcert.stages.resources import Resources
+from patchcert.workspace import Workspace
+
+ONE_CPU = Resources(cpus_per_worker=1)
+
+
+def weights(folder):
+    return safetensors.torch.load(folder.read("weights.safetensors"))
+
+
+def same_weights(left, right):
+    return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, small_recipe, prepared, tmp_path_factory):
+    from patchcert.stages.train import train
+
+    workspace = Workspace(str(tmp_path_factory.mktemp("trained")))
+    rows = []
+    model = train(small_recipe, prepared, workspace, ONE_CPU, on_epoch=lambda epoch, row: rows.append((epoch, row)))
+    return workspace, model, rows
+
+
+def test_training_reports_every_epoch_to_the_driver_and_leaves_a_checkpoint(trained, small_recipe):
+    workspace, model, rows = trained
+    assert [epoch for epoch, _ in rows] == [1, 2, 3]
+    assert all(row["images_per_second"] > 0 and 0 <= row["validation_view_accuracy"] <= 1 for _, row in rows)
+    classifier = load_checkpoint(model.folder, classifier=small_recipe.classifier, views=small_recipe.views)
+    assert classifier.num_classes == 10
+    assert str(workspace.latest_model(small_recipe.name)) == str(model.folder)
+
+
+def test_second_call_takes_the_finished_model(trained, small_recipe, prepared):
+    from patchcert.stages.train import train
+
+    workspace, model, _ = trained
+    again = train(small_recipe, prepared, workspace, ONE_CPU)
+    assert again.reused and again.digest == model.digest
+
+
+def test_run_that_dies_after_an_epoch_continues_to_the_same_weights(
+    trained, small_recipe, prepared, workspace, monkeypatch
+):
+    """The worker dies for good after two epochs; the same command goes on at the third."""
+    from patchcert.stages import train as stage
+
+    original = stage._train_worker
+
+    def dies_after_two_epochs(config):
+        from patchcert.training.loop import Trainer
+
+        run_epoch = Trainer.run_epoch
+
+        def run(self):
+            if self.next_epoch == 2:
+                raise RuntimeError("the power went out")
+            return run_epoch(self)
+
+        Trainer.run_epoch = run
+        original(config)
+
+    monkeypatch.setattr(stage, "_train_worker", dies_after_two_epochs)
+    once = dataclasses.replace(ONE_CPU, max_failures=0)
+    with pytest.raises(TrainingError, match=r"(?s)failed: .*Repeat the same command"):
+        stage.train(small_recipe, prepared, workspace, once)
+    monkeypatch.undo()
+    model = stage.train(small_recipe, prepared, workspace, once)
+    assert [row["epoch"] for row in model.epochs] == [3]
+    assert same_weights(weights(model.folder), weights(trained[1].folder))
+
+
+def test_two_workers_train_one_model(ray_cluster, small_recipe, prepared, workspace):
+    from patchcert.stages.train import train
+
+    recipe = dataclasses.replace(small_recipe, training=dataclasses.replace(small_recipe.training, epochs=1))
+    model = train(recipe, prepared, workspace, Resources(workers=2, cpus_per_worker=1))
+    assert len(model.epochs) == 1 and model.epochs[0]["loss"] > 0
+
+
+def test_diverged_loss_names_epoch_and_step_without_a_traceback(ray_cluster, small_recipe, prepared, workspace):
+    from patchcert.stages.train import train
+
+    wild = dataclasses.replace(small_recipe.training, optimizer="sgd", learning_rate=1e12, epochs=2)
+    recipe = dataclasses.replace(small_recipe, training=wild)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of epoch \d"):
+        train(recipe, prepared, workspace, dataclasses.replace(ONE_CPU, max_failures=0))
