@@ -1,0 +1,100 @@
+"""What all tests share: an environment set before anything is imported, real images, and small trained models."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+_SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+if _SHARED_DATA.is_dir():
+    os.environ.setdefault("PATCHCERT_DATA", str(_SHARED_DATA))
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "patchcert", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patchcert")
+
+# torch is imported where it is needed: the tests of the pure layers do without.
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of the real images, or a skip."""
+    folder = Path(os.environ.get("PATCHCERT_DATA") or _SHARED_DATA)
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set PATCHCERT_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_digits(tmp_path_factory):
+    """The bundled digits at 32x32, prepared: split name -> PreparedDataset."""
+    from patchcert.data import DataConfig, prepare
+
+    return prepare(DataConfig(dataset="digits"), (32, 32), str(tmp_path_factory.mktemp("digits")))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A classifier in evaluation mode, not to be changed by tests, with the settings and figures of its training."""
+
+    classifier: object
+    training: object
+    epochs: list
+
+
+def _train(views, classifier_config, dataset, **settings):
+    import torch
+
+    from patchcert.models.checkpoint import initial_classifier
+    from patchcert.training.config import TrainingConfig
+    from patchcert.training.feeding import open_feed
+    from patchcert.training.loop import Trainer
+
+    torch.set_num_threads(1)
+    training = TrainingConfig(
+        batch_size=64, views_per_image=4, optimizer="adamw", learning_rate=6e-3, weight_decay=1e-2, **settings
+    )
+    classifier = initial_classifier(
+        classifier_config, views, dataset.num_channels, dataset.num_classes, seed=training.seed
+    )
+    trainer = Trainer(classifier, training, open_feed(dataset, training), torch.device("cpu"))
+    epochs = [trainer.run_epoch() for _ in range(training.epochs)]
+    classifier.eval().requires_grad_(False)
+    return TrainedModel(classifier=classifier, training=training, epochs=epochs)
+
+
+@pytest.fixture(scope="session")
+def column_digits(prepared_digits):
+    """Column smoothing of the digits: bands of width 4, the small network of DRS."""
+    from patchcert.geometry import BandViews
+    from patchcert.models.config import ClassifierConfig
+
+    return _train(
+        BandViews(image_size=(32, 32), width=4),
+        ClassifierConfig(network="drs-mnist-cnn", width=0.25),
+        prepared_digits["train"],
+        epochs=6,
+    )
+
+
+@pytest.fixture(scope="session")
+def crop_digits(prepared_digits):
+    """Randomized cropping of the digits: every second 16x16 crop, a narrow ResNet9 and positional encoding."""
+    from patchcert.geometry import CropViews
+    from patchcert.models.config import ClassifierConfig
+    from patchcert.views.encoding import EncodingConfig
+
+    return _train(
+        CropViews(image_size=(32, 32), crop_size=16, stride=2),
+        ClassifierConfig(network="resnet9", width=0.125, encoding=EncodingConfig(removed="cut", positional_bound=0.1)),
+        prepared_digits["train"],
+        epochs=4,
+    )
