@@ -66,6 +66,9 @@ class ViewCutter(nn.Module):
 
         Returns:
             float32 (B, C, H, W): normalised, with the positional encoding added.
+
+        Raises:
+            ModelError: images of another shape, or of another integer type, whose range nobody knows.
         """
         expected = (self.image_channels, *self.views.image_size)
         if tuple(images_BCHW.shape[1:]) != expected:
@@ -74,7 +77,12 @@ class ViewCutter(nn.Module):
                 f"{tuple(images_BCHW.shape[1:])}.\n"
                 "  Prepare the dataset at the model's image size:  patchcert prepare RECIPE"
             )
-        pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
+        if images_BCHW.dtype != torch.uint8 and not images_BCHW.is_floating_point():
+            raise ModelError(
+                f"the model reads uint8 images or floats in [0, 1], not {images_BCHW.dtype}.\n"
+                "  Convert the images to torch.uint8."
+            )
+        pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
         pixels = (pixels - self.mean) / self.std
         if self.positional is not None:
             # 1 / std is the range of a pixel that runs over [0, 1] before normalisation.

@@ -1,7 +1,7 @@
 """How pixels reach the base classifier: normalisation, NULL encoding, positional encoding. Settings only, no torch."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from patchcert.errors import ModelError
 
@@ -25,12 +25,15 @@ class EncodingConfig:
 
     def __post_init__(self) -> None:
         """Checks the settings against each other."""
+        choices = get_args(EncodingConfig.__annotations__["removed"])
+        if self.removed not in choices:
+            raise ModelError(f"encoding: removed is one of {', '.join(choices)}, not {self.removed!r}.")
         if len(self.mean) != len(self.std):
             raise ModelError(
                 f"encoding: mean has {len(self.mean)} channels but std has {len(self.std)}.\n"
                 "  Give one value of each per channel, or neither."
             )
-        if any(value <= 0 for value in self.std):
+        if not all(value > 0 for value in self.std):
             raise ModelError(f"encoding: std must be positive, not {self.std}.")
         if not 0 <= self.positional_bound <= 1:
             raise ModelError(
