@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 import warnings
 import zlib
@@ -616,7 +617,7 @@ def _hash(value: Any) -> str:
 
 def _check_answers(uri: str) -> None:
     """Raises OSError at once for a server that is not there; MLflow itself would try for long."""
-    parts = urlsplit(uri)
+    parts = urllib.parse.urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.scheme in urllib.request.getproxies():
         return
     try:
