@@ -32,6 +32,9 @@ class Ballots:
         self.is_top_class = self._votes.ndim == 2
         if self.is_top_class:
             self.num_classes = self._checked_classes(num_classes)
+            # Wide enough for every class, so that comparing with a class without votes cannot wrap around.
+            wide_enough = np.result_type(self._votes.dtype, np.min_scalar_type(self.num_classes - 1))
+            self._votes = self._votes.astype(wide_enough, copy=False)
         elif self._votes.ndim == 3 and self._votes.dtype == np.bool_:
             self.num_classes = self._votes.shape[2]
             if num_classes not in (None, self.num_classes):

@@ -1,5 +1,7 @@
 """Counting and placement against oracles that try every placement and every vote of the affected views."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -217,6 +219,20 @@ def test_no_images_give_no_verdicts():
     views = BandViews(image_size=(8, 9), width=2)
     outcome = certify_placement(np.zeros((0, 9), dtype=np.uint16), views, Patch(height=2, width=2), num_classes=3)
     assert outcome.certified_N.shape == outcome.margin_N.shape == (0,)
+
+
+def test_working_memory_follows_the_chunk_size():
+    views = CropViews(image_size=(32, 32), crop_size=(10, 10))
+    votes = np.random.default_rng(0).integers(0, 10, (3000, views.num_views)).astype(np.uint16)
+    views.affected_views(Patch())
+    peaks = []
+    for chunk_bytes in (2**20, 2**23):
+        tracemalloc.start()
+        certify_placement(votes, views, Patch(), num_classes=10, chunk_bytes=chunk_bytes)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert peaks[-1] < chunk_bytes + 200_000  # beside the results
+    assert peaks[0] < peaks[1] < votes.size * 8 / 2
 
 
 def test_a_view_set_that_the_patch_misses_certifies_everything_without_doubt():
