@@ -84,12 +84,14 @@ def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]
 
         if not words or words[0] in ("-h", "--help"):
             print(
-                f"usage: patchcert {name} RECIPE [--options]\n\nOptions: patchcert {name} RECIPE --help.  Recipes: patchcert list"
+                f"patchcert {name} starts with a recipe, not with {words[0]!r}.\n"
+                f"  For example:  patchcert {name} column4-digits"
             )
             raise SystemExit(0 if words else 2)
         if words[0].startswith("-"):
             raise RecipeError(
-                f"patchcert {name} starts with a recipe, not with {words[0]!r}.\n  For example:  patchcert {name} column4-digits"
+                f"patchcert {name} starts with a recipe, not with {words[0]!r}.\n"
+                f"  For example:  patchcert {name} column4-digits"
             )
         recipe = find_recipe(words[0])
         fields: list[Any] = [
@@ -197,11 +199,122 @@ def _run(words: list[str]) -> None:
     _show_study(pipeline, result)
 
 
-def _pipeline(recipe: Any, options: Any) -> Any:
+def _demo(words: list[str]) -> None:
+    options = _folder_options("demo", [], words)[1]
+    from patchcert.pipeline import Pipeline
+    from patchcert.recipes import find_recipe
+    from patchcert.stages.cluster import connected
+    from patchcert.studies.console import console_table
+    from patchcert.studies.writing import write_report
+
+    terminal = _terminal()
+    results = []
+    with connected(options.resources, verbose=options.verbose):
+        for name in _DEMO_RECIPES:
+            pipeline = Pipeline(find_recipe(name), options, terminal)
+            pipeline.train()
+            results.append(pipeline.study(pipeline.vote()))
+    report = write_report(pipeline.workspace.folder.folder("reports/demo"), results)
+    for result in results:
+        terminal.result(console_table(result.answers))
+    terminal.say(f"Report over both defenses: {report}   (open it in a browser)")
+    terminal.say("Compare both in the tracker:  patchcert ui")
+    terminal.say("On your own images:  patchcert list,  patchcert run RECIPE --help")
+
+
+def _report(words: list[str]) -> None:
+    folders, options, extra = _folder_options("report", ["FOLDER", "..."], words, ReportOptions)
+    from patchcert.studies.console import console_table
+    from patchcert.studies.results import StudyResult
+    from patchcert.studies.writing import write_report
+    from patchcert.workspace import Workspace
+
+    terminal = _terminal()
+    results = [StudyResult.open(folder) for folder in folders]
+    report = write_report(extra.out or Workspace(options.work).folder.folder("reports/latest"), results)
+    for result in results:
+        terminal.result(console_table(result.answers))
+    terminal.say(f"Report: {report}")
+
+
+def _publish(words: list[str]) -> None:
+    folders, options, _ = _folder_options("publish", ["FOLDER", "..."], words)
+    from patchcert.tracking import publish
+    from patchcert.workspace import Workspace
+
+    terminal = _terminal()
+    published = publish(folders, options.tracking, Workspace(options.work), terminal.say)
+    if len(published) == len(folders):
+        terminal.say(f"published {len(published)} studies; repeating this changes nothing")
+
+
+def _ui(words: list[str]) -> None:
+    options, extra = _folder_options("ui", [], words, UiOptions)[1:]
+    import os
+    import subprocess
+
+    from patchcert.tracking import tracking_uri, ui_command
+    from patchcert.workspace import Workspace
+
+    command = ui_command(tracking_uri(options.tracking.uri, Workspace(options.work).folder), extra.port)
+    terminal = _terminal()
+    if command.arguments:
+        terminal.say(f"The tracker's pages are at {command.address} until you press Ctrl-C")
+        subprocess.run(command.arguments, env=os.environ | command.environment, check=False)
+    else:
+        terminal.say(f"The tracker's pages are at {command.address}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UiOptions:
+    """Options of ``patchcert ui``."""
+
+    port: int = 5000
+    """Port on this machine; nothing outside it can connect."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of ``patchcert report``."""
+
+    out: str | None = None
+    """Folder for the report; unset: reports/latest in the work folder."""
+
+
+def _folder_options(name: str, words_wanted: list[str], words: list[str], extra: type | None = None) -> Any:
+    """Parses ``FOLDER ... [--options]``: words -> (folders, run options, the command's own options)."""
+    import tyro
+
+    from patchcert.errors import RecipeError
+    from patchcert.pipeline import RunOptions
+
+    split = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    folders = words[:split]
+    asks_help = bool({"-h", "--help"} & set(words[split:]))
+    if bool(words_wanted) != bool(folders) and not asks_help:
+        what = "at least one folder of results" if words_wanted else f"no arguments, but got {' '.join(folders)!r}"
+        raise RecipeError(f"patchcert {name} takes {what}.\n  See:  patchcert {name} --help")
+    fields: list[Any] = [
+        ("options", Annotated[RunOptions, tyro.conf.arg(name="")], dataclasses.field(default_factory=RunOptions))
+    ]
+    if extra is not None:
+        fields.append(("extra", Annotated[extra, tyro.conf.arg(name="")], dataclasses.field(default_factory=extra)))
+    settings = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
+    prog = " ".join(["patchcert", name, *words_wanted])
+    parsed = tyro.cli(settings, prog=prog, args=words[split:], config=(tyro.conf.AvoidSubcommands,))
+    return folders, parsed.options, getattr(parsed, "extra", None)
+
+
+def _terminal() -> Any:
     from patchcert.console import Terminal
+
+    return Terminal()
+
+
+def _pipeline(recipe: Any, options: Any) -> Any:
     from patchcert.pipeline import Pipeline
 
-    return Pipeline(recipe, options, Terminal())
+    return Pipeline(recipe, options, _terminal())
 
 
 def _show_study(pipeline: Any, result: Any) -> None:
@@ -305,7 +418,10 @@ def _no_arguments(command: str, words: list[str]) -> None:
         raise RecipeError(f"patchcert {command} takes no arguments, but got {' '.join(words)!r}.")
 
 
+_DEMO_RECIPES = ("column4-digits", "crop10-digits")
+
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": _demo,
     "list": _list,
     "show": _show,
     "prepare": _prepare,
@@ -313,6 +429,9 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "vote": _vote,
     "study": _study,
     "run": _run,
+    "report": _report,
+    "publish": _publish,
+    "ui": _ui,
 }
 
 
