@@ -9,13 +9,14 @@ import safetensors.torch
 import torch
 
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError
+from patchcert.errors import CheckpointError, PatchcertError
 from patchcert.geometry import view_set_from_identity
 from patchcert.models.classifier import BaseClassifier
 from patchcert.models.config import ClassifierConfig
 
 _FORMAT = 1
 _WEIGHTS, _CONFIG = "weights.safetensors", "config.json"
+_KEYS = {"classifier", "views", "image_channels", "num_classes", "digest"}
 
 
 def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict[str, Any]) -> str:
@@ -30,7 +31,8 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
         The checkpoint's digest, see ``checkpoint_digest``.
     """
     weights = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+        # Copies, because the format refuses tensors that share memory, as tied weights do.
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in classifier.state_dict().items()}
     )
     config = {
         "format": _FORMAT,
@@ -52,7 +54,7 @@ def read_checkpoint_config(folder: Folder) -> dict[str, Any]:
     """Reads config.json of a checkpoint folder without touching the weights.
 
     Raises:
-        CheckpointError: no such folder, not a checkpoint, or a format of another version.
+        CheckpointError: no such folder, not a checkpoint, damaged, or a format of another version.
     """
     path = f"{folder}/{_CONFIG}"
     try:
@@ -61,13 +63,18 @@ def read_checkpoint_config(folder: Folder) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} holds no checkpoint: {_CONFIG} is missing.\n  Train one:  patchcert train RECIPE"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.\n  Train again or restore the folder.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.\n  Train again or restore the folder.") from None
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(
             f"{path} has checkpoint format {found}, this version reads format {_FORMAT}.\n"
             "  Use the version of patchcert that wrote it, or train again."
+        )
+    if not _KEYS <= config.keys():
+        raise CheckpointError(
+            f"{path} is damaged: it lacks {', '.join(sorted(_KEYS - config.keys()))}.\n"
+            "  Train again or restore the folder."
         )
     return config
 
@@ -93,8 +100,20 @@ def load_checkpoint(
         CheckpointError: missing, damaged, or made for another network, encoding, view set or class count.
     """
     config = read_checkpoint_config(folder)
-    made_with = ClassifierConfig.from_json(config["classifier"])
-    made_views = view_set_from_identity(config["views"])
+    try:
+        raw = folder.read(_WEIGHTS)
+    except OSError as error:
+        raise CheckpointError(f"{folder}/{_WEIGHTS} cannot be read: {error}.\n  Restore it or train again.") from None
+    if _digest(config, raw) != config["digest"]:
+        raise CheckpointError(
+            f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
+            f"{str(config['digest'])[:12]} in {_CONFIG}.\n  Restore the folder or train again."
+        )
+    try:
+        made_with = ClassifierConfig.from_json(config["classifier"])
+        made_views = view_set_from_identity(config["views"])
+    except (PatchcertError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/{_CONFIG} is damaged: {error}.\n  Train again.") from None
     if classifier is not None and classifier.to_json() != made_with.to_json():
         differing = [key for key, value in classifier.to_json().items() if made_with.to_json()[key] != value]
         details = "; ".join(
@@ -120,18 +139,8 @@ def load_checkpoint(
         )
     model = BaseClassifier(made_with, made_views, config["image_channels"], config["num_classes"])
     try:
-        raw = folder.read(_WEIGHTS)
-        weights = safetensors.torch.load(raw)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder}/{_WEIGHTS} cannot be read: {error}.\n  Restore it or train again.") from None
-    if _digest(config, raw) != config["digest"]:
-        raise CheckpointError(
-            f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
-            f"{str(config['digest'])[:12]} in {_CONFIG}.\n  Restore the folder or train again."
-        )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        model.load_state_dict(safetensors.torch.load(raw))
+    except (RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: weights do not fit the network {made_with.network!r}: {error}") from None
     return model.eval()
 

@@ -11,7 +11,7 @@ from patchcert.errors import ModelError
 from patchcert.models.config import ClassifierConfig
 from patchcert.models.drs_mnist_cnn import drs_mnist_cnn
 from patchcert.models.resnet9 import resnet9
-from patchcert.models.torchvision_networks import resnet18_small, torchvision_network
+from patchcert.models.torchvision_networks import resnet18_small, torchvision_names, torchvision_network
 
 _Builder = Callable[[ClassifierConfig, int, tuple[int, int], int], nn.Module]
 
@@ -48,7 +48,9 @@ def build_network(
     elif name in NETWORKS:
         network = NETWORKS[name](config, num_input_channels, view_size, num_classes)
     else:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
+        near = (
+            [f"torchvision:{name}"] if name in torchvision_names() else difflib.get_close_matches(name, NETWORKS, n=1)
+        )
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(
             f"classifier: there is no network {name!r}.{hint}\n"
@@ -60,15 +62,16 @@ def build_network(
 
 def _custom_network(name: str, num_input_channels: int, view_size: tuple[int, int], num_classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
+    # The user's own code may raise anything.
     try:
         build = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        network = build(num_input_channels, view_size, num_classes)
+    except Exception as error:
         raise ModelError(
-            f"classifier: cannot load {name!r}: {error}.\n"
+            f"classifier: cannot build {name!r}: {type(error).__name__}: {error}.\n"
             "  Name a function on the Python path as package.module:function; it takes "
             "(num_input_channels, view_size, num_classes) and returns a torch module."
         ) from error
-    network = build(num_input_channels, view_size, num_classes)
     if not isinstance(network, nn.Module):
         raise ModelError(f"classifier: {name!r} returned {type(network).__name__}, not a torch.nn.Module.")
     return network
@@ -82,10 +85,11 @@ def _check_logits(
     try:
         with torch.no_grad():
             logits = network(torch.zeros(2, num_input_channels, *view_size))
-    except RuntimeError as error:
+    except Exception as error:
         raise ModelError(
             f"classifier: {name!r} cannot read views of {view_size[0]}x{view_size[1]} with {num_input_channels} "
-            f"channels: {str(error).splitlines()[0]}\n  Choose larger views or another network."
+            f"channels: {str(error).partition(chr(10))[0] or type(error).__name__}\n"
+            "  Choose larger views or another network."
         ) from error
     network.train(was_training)
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):

@@ -39,6 +39,11 @@ def resnet18_small(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
 def torchvision_network(
     config: ClassifierConfig, num_input_channels: int, view_size: tuple[int, int], num_classes: int
 ) -> nn.Module:
@@ -54,10 +59,11 @@ def torchvision_network(
         num_classes: number of logits.
 
     Raises:
-        ModelError: unknown name, weights that cannot be fetched, or no first convolution to widen.
+        ModelError: unknown name, a view size that the network refuses, weights that cannot be fetched, or no first
+            convolution to widen.
     """
     name = config.network.partition(":")[2]
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = torchvision_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -75,7 +81,13 @@ def torchvision_network(
             ) from error
         _replace_last_linear(network, name, num_classes)
     else:
-        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        try:
+            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        except (AssertionError, ValueError) as error:
+            raise ModelError(
+                f"classifier: torchvision's {name} cannot read views of {view_size[0]}x{view_size[1]}: {error}\n"
+                "  Choose another size or another network."
+            ) from error
     _widen_first_convolution(network, name, num_input_channels, keep_weights=config.pretrained)
     return network
 
