@@ -19,7 +19,7 @@ class PredictionConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network. bfloat16 is faster on GPUs and may change votes: part of the table's identity."""
     chunk_views: int = 0
-    """Views in one forward pass; 0 chooses by the size of a view. Bounds the memory of the stage."""
+    """Views in one forward pass (the last ones are filled up); 0: by the size of a view. Bounds the memory needed."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""

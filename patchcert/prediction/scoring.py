@@ -39,8 +39,8 @@ def score_views(
 ) -> ScoredViews:
     """Scores every view of every image.
 
-    Forward passes have one fixed shape (the last chunk is padded and cut), so a score depends on the image and not on
-    how many images came with it.
+    All forward passes have one shape, which settings, view set and device decide (the last ones are padded and cut),
+    so a score depends on the image and not on the images that came with it or how many they were.
 
     Args:
         classifier: in evaluation mode, on ``device``.
@@ -56,11 +56,13 @@ def score_views(
         ModelError: a score that is not finite; names the images.
     """
     num_views, num_classes = classifier.views.num_views, classifier.num_classes
-    chunk = min(config.views_per_chunk(classifier.views.view_size), num_views * max(1, len(images_NHWC)))
+    chunk = config.views_per_chunk(classifier.views.view_size, device.type)
     chunk_images = max(1, chunk // num_views)
-    chunk_views = min(chunk, num_views)
+    # Chunks of equal size: less padding in the last one.
+    chunk_views = -(-num_views // -(-num_views // min(chunk, num_views)))
     floor = rounded_score(config.score_floor) if config.score_floor > 0 else None
-    images = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))
+    # A copy where the caller's array is read-only, which torch cannot express.
+    images = torch.from_numpy(np.require(images_NHWC.transpose(0, 3, 1, 2), requirements=["C", "W"]))
     top_classes = np.empty((len(images), num_views), dtype=np.uint16)
     num_entries = np.zeros((len(images), num_views), dtype=np.uint16)
     classes_of_chunk: list[np.ndarray] = []
