@@ -1,5 +1,6 @@
 """Answers in, finished folders out: tables, figures and report of one study, or one report over several."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def write_study(
         ResourceError: full disk or read-only folder.
     """
     per_image = per_image_table(parts)
+    # As they will be read again, so that a report does not depend on when it is written.
+    identity, run = (json.loads(json.dumps(values, sort_keys=True)) for values in (identity, run))
     result = StudyResult(
         folder=local_path(location),
         subject=subject,

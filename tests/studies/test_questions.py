@@ -1,0 +1,177 @@
+import subprocess
+import sys
+
+import pytest
+
+from patchcert.errors import GeometryError, StudyError
+from patchcert.geometry import BandViews, BlockViews, CropViews, Patch
+from patchcert.studies.config import CERTIFICATES, StudyConfig
+from patchcert.studies.questions import headline_patch, questions
+
+COLUMNS = BandViews(image_size=(32, 32), width=4)
+CROPS = CropViews(image_size=(32, 32), crop_size=10)
+DRAWN = {"certificates": ("random_crops_reported",), "num_draws": (128,)}
+
+
+def no_warning(text):
+    raise AssertionError(text)
+
+
+def ask(config, views=COLUMNS, score_floor=0.1, on_warning=no_warning):
+    return questions(config, views, score_floor, on_warning=on_warning)
+
+
+def test_grid_is_complete_and_keys_are_distinct():
+    config = StudyConfig(
+        certificates=tuple(CERTIFICATES),
+        patches=("2x2", "5x5", "2.4%@6:1"),
+        vote_thresholds=(0.3, 0.2),
+        num_draws=(64, 128),
+        replacement=("with", "without"),
+        min_confidences=(0.95, 0.99),
+    )
+    asked = ask(config, CROPS)
+    theorems = 3 * 2 * 3  # patches x certificates x (two thresholds and the top class)
+    reported = 3 * 2 * 2 * 2  # patches x draws x replacement x confidences
+    exact = 3 * 2 * 2  # patches x draws x confidences, without replacement only
+    assert len(asked) == theorems + reported + exact
+    assert len({question.key for question in asked}) == len(asked)
+    assert [question.patch.label for question in asked[:3]] == ["2x2", "5x5", "12x2"]
+    assert asked[0].vote_threshold == 0.3, "the first listed setting comes first"
+    assert all(question.affected == CROPS.affected(question.patch) for question in asked)
+
+
+def test_keys_are_stable():
+    keys = [question.key for question in ask(StudyConfig(**DRAWN, patches=("5x5",), seed=7), CROPS)]
+    assert keys == ["random_crops_reported/5x5/top_class/128 with replacement,seed=7/confidence>=0.95"]
+    theorem = ask(StudyConfig(certificates=("placement",), patches=("5x5",), vote_thresholds=(0.3,), top_class=False))
+    assert [question.key for question in theorem] == ["placement/5x5/threshold=0.3/all"]
+
+
+def test_top_class_table_answers_top_class_questions_only():
+    assert {question.vote_rule for question in ask(StudyConfig(), score_floor=None)} == {"top_class"}
+    with pytest.raises(StudyError, match=r"vote_threshold 0\.3 needs scores.*top classes only"):
+        ask(StudyConfig(vote_thresholds=(0.3,)), score_floor=None)
+
+
+def test_threshold_at_the_score_floor_is_asked_and_below_it_refused():
+    assert len(ask(StudyConfig(vote_thresholds=(0.1,), top_class=False), score_floor=0.1)) == 10
+    with pytest.raises(StudyError, match=r"vote_threshold 0\.05 lies below the vote table's score floor 0\.1"):
+        ask(StudyConfig(vote_thresholds=(0.3, 0.05)), score_floor=0.1)
+
+
+@pytest.mark.parametrize("views", [COLUMNS, BlockViews(image_size=(32, 32), block_size=12)])
+def test_random_crops_of_other_views_are_refused(views):
+    with pytest.raises(StudyError, match="certifies random crops, but the votes are those of"):
+        ask(StudyConfig(**DRAWN), views)
+
+
+def test_more_draws_than_views_need_replacement():
+    config = StudyConfig(certificates=("random_crops_reported",), num_draws=(64, 530), replacement=("with", "without"))
+    with pytest.raises(StudyError, match="530 views cannot be drawn without replacement from 529"):
+        ask(config, CROPS)
+    assert ask(StudyConfig(certificates=("random_crops_reported",), num_draws=(530,)), CROPS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_draws": (64,)}, {"replacement": ("without",)}, {"min_confidences": (0.9,)}, {"repeats": 3}, {"seed": 1}],
+)
+def test_settings_of_draws_without_draws_warn(changes):
+    warnings = []
+    ask(StudyConfig(**changes), on_warning=warnings.append)
+    assert len(warnings) == 1 and f"{next(iter(changes))} has no effect" in warnings[0]
+
+
+def test_warnings_are_never_silent_by_default():
+    with pytest.warns(UserWarning, match="seed has no effect"):
+        questions(StudyConfig(seed=1), COLUMNS, None)
+
+
+def test_equal_patches_are_asked_once_with_a_warning():
+    warnings = []
+    asked = ask(StudyConfig(patches=("5x5", "2.4%")), on_warning=warnings.append)
+    assert {question.patch for question in asked} == {Patch(height=5, width=5)} and len(asked) == 2
+    assert "5x5 and 2.4% are both 5x5" in warnings[0]
+
+
+def test_patch_larger_than_the_image_is_refused():
+    with pytest.raises(GeometryError, match="33x5"):
+        ask(StudyConfig(patches=("33x5",)))
+
+
+def test_deterministic_infeasibility_names_the_lead_it_needs():
+    # 32 columns, bands of width 4: a patch of width w touches w + 3 of them, and 2 (w + 3) > 32 from w = 14 on.
+    by_patch = {question.patch.label: question for question in ask(StudyConfig(patches=("13x13", "14x14")))}
+    assert by_patch["13x13"].feasible and not by_patch["13x13"].note
+    assert not by_patch["14x14"].feasible
+    assert by_patch["14x14"].note == "infeasible: needs a lead of 34 votes, there are 32 views"
+
+
+def test_heuristics_say_so_and_infeasible_draws_name_the_lead():
+    config = StudyConfig(certificates=("random_crops_reported",), patches=("5x5", "12x2"), num_draws=(128,))
+    square, tall = ask(config, CROPS)
+    assert square.note == "heuristic, not a theorem" and square.feasible
+    # methods.md 3.3: with the published probability the 12x2 patch needs more votes than are drawn.
+    assert not tall.feasible
+    assert "heuristic, not a theorem; infeasible: needs a lead of " in tall.note and "128 are drawn" in tall.note
+
+
+def test_headline_patch_is_the_one_asked_for_or_nearest_to_the_benchmark():
+    assert headline_patch(StudyConfig(), (32, 32)) == "5x5"
+    assert headline_patch(StudyConfig(patches=("2x2", "3x3"), headline_patch="2x2"), (32, 32)) == "2x2"
+    assert headline_patch(StudyConfig(patches=("1%", "2%", "3%")), (224, 224)) == "32x32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"patches": ()}, "patches is empty"),
+        ({"certificates": ()}, "certificates is empty"),
+        ({"patches": ("5x5", "5x5")}, "patches names 5x5 twice"),
+        ({"vote_thresholds": (0.3, 0.3)}, r"vote_thresholds names 0\.3 twice"),
+        ({"certificates": ("countin",)}, "unknown certificate 'countin'.\n  Did you mean 'counting'?"),
+        ({"vote_thresholds": (0.0,)}, r"vote_thresholds holds 0\.0, outside \(0, 1\]"),
+        ({"vote_thresholds": (float("nan"),)}, "vote_thresholds holds nan"),
+        ({**DRAWN, "min_confidences": (1.0,)}, r"min_confidences holds 1\.0, outside \(0, 1\)"),
+        ({**DRAWN, "num_draws": (0,)}, "at least 1, not 0"),
+        ({**DRAWN, "repeats": 0}, "at least 1, not 0"),
+        ({"seed": -1}, "seed must be >= 0, not -1"),
+        ({**DRAWN, "replacement": ("maybe",)}, "replacement is .*maybe"),
+        ({"headline_patch": "9x9"}, "headline_patch '9x9' is not among"),
+        ({"top_class": False}, "no view votes"),
+        ({"certificates": ("random_crops_reported",)}, "draws views, but num_draws is empty"),
+        ({**DRAWN, "top_class": False, "vote_thresholds": (0.3,)}, "defined for top-class votes, but top_class is off"),
+        ({"certificates": ("random_crops_exact",), "num_draws": (64,)}, "differs .* only without replacement"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes, match):
+    with pytest.raises(StudyError, match=match):
+        StudyConfig(**changes)
+
+
+def test_settings_load_nothing_heavy():
+    code = (
+        "import sys, patchcert.studies.config; "
+        "sys.exit(bool({'pandas', 'scipy', 'numpy', 'matplotlib', 'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_setting_has_a_command_line_option():
+    import tyro
+
+    words = [
+        "--patches",
+        "2x2",
+        "2%",
+        "--num-draws",
+        "64",
+        "--replacement",
+        "with",
+        "without",
+        "--vote-thresholds",
+        "0.3",
+    ]
+    config = tyro.cli(StudyConfig, args=[*words, "--certificates", "counting", "random_crops_reported"])
+    assert config.patches == ("2x2", "2%") and config.replacement == ("with", "without") and config.num_draws == (64,)
