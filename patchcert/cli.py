@@ -83,10 +83,8 @@ def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]
         from patchcert.recipes import find_recipe
 
         if not words or words[0] in ("-h", "--help"):
-            print(
-                f"patchcert {name} starts with a recipe, not with {words[0]!r}.\n"
-                f"  For example:  patchcert {name} column4-digits"
-            )
+            print(f"usage: patchcert {name} RECIPE [--options]\n\nOptions: patchcert {name} RECIPE --help.")
+            print("Recipes: patchcert list")
             raise SystemExit(0 if words else 2)
         if words[0].startswith("-"):
             raise RecipeError(

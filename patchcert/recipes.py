@@ -9,6 +9,7 @@ from patchcert.data import DataConfig
 from patchcert.data.registry import dataset_spec
 from patchcert.defenses import DEFENSES, Views
 from patchcert.errors import RecipeError
+from patchcert.geometry import Patch
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
 from patchcert.studies.config import StudyConfig
@@ -36,6 +37,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks what no part can check alone."""
+        for text in self.study.patches:
+            Patch.parse(text, self.views.image_size)
         spec = dataset_spec(self.data.dataset)
         resize = self.data.resize or spec.default_resize
         if resize == "none" and spec.native_size not in (None, self.views.image_size):
@@ -139,6 +142,7 @@ def _assemble(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     patches: tuple[str, ...] = _SQUARES_32,
+    headline_patch: str = "5x5",
     num_draws: tuple[int, ...] = (64, 128, 256, 512),
 ) -> Recipe:
     defense = DEFENSES[defense_name]
@@ -155,6 +159,7 @@ def _assemble(
         prediction=prediction or PredictionConfig(score_floor=0.0 if crops else 0.1),
         study=StudyConfig(
             patches=patches,
+            headline_patch=headline_patch,
             vote_thresholds=() if crops else _THRESHOLDS,
             certificates=defense.certificates,
             num_draws=draws if crops else (),
@@ -315,6 +320,7 @@ def smoothing_imagenet(defense: str, size: int) -> Recipe:
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
         patches=("0.4%", "1%", "2%", "2.4%", "3%", "42x42"),
+        headline_patch="42x42",
     )
 
 
@@ -341,4 +347,5 @@ def cropping_imagenet(defense: str, size: int) -> Recipe:
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
         patches=("0.4%", "1%", "2%", "2.4%", "3%"),
+        headline_patch="2%",
     )

@@ -67,9 +67,7 @@ def test_empty_dataset_folder_is_refused(patchcert):
 def test_unreadable_image_is_named_with_its_row(patchcert):
     for split in ("train", "test"):
         hub_parquet(patchcert.folder / "images" / f"{split}-0.parquet", [png(), png()[:40], png()], [0, 1, 2])
-    error = patchcert.fails(
-        "prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1"
-    )
+    error = patchcert.fails("prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1")
     assert "row 1" in error and "train-0.parquet" in error and "quarantine" in error
     assert not list((patchcert.folder / "work").rglob("dataset.json"))
 
@@ -77,9 +75,7 @@ def test_unreadable_image_is_named_with_its_row(patchcert):
 def test_label_out_of_range_is_named_with_its_row(patchcert):
     for split in ("train", "test"):
         hub_parquet(patchcert.folder / "images" / f"{split}-0.parquet", [png()] * 3, [0, 10, 2])
-    error = patchcert.fails(
-        "prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1"
-    )
+    error = patchcert.fails("prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1")
     assert "row 1" in error and "10" in error
 
 
