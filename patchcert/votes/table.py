@@ -212,6 +212,9 @@ class VoteTable:
         try:
             with self._folder.open(name) as source:
                 table = pq.read_table(source, page_checksum_verification=True)
+            # Checksums guard the votes, not the description of the columns.
+            if not table.schema.equals(_schema(self.num_views, self.score_floor is not None)):
+                raise ValueError("its columns are not those of this vote table")
             return _from_arrow(table, self, part["start"])
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise VoteTableError(
@@ -247,7 +250,8 @@ def write_part(folder: Folder, name: str, identity: Identity, first_row: int, pa
         _IDENTITY_KEY: canonical_json(identity).encode(),
         _ROWS_KEY: f"{first_row}-{first_row + len(part.labels_N)}".encode(),
     }
-    table = pa.table(columns).replace_schema_metadata(metadata)
+    schema = _schema(num_views, part.num_entries_NV is not None).with_metadata(metadata)
+    table = pa.table(columns, schema=schema)
     with folder.writer(name) as sink:
         pq.write_table(table, sink, compression="zstd", row_group_size=1000, write_page_checksum=True)
 
@@ -261,8 +265,8 @@ def part_problem(folder: Folder, name: str, identity: Identity, rows: tuple[int,
             file = pq.ParquetFile(source)
             metadata = file.schema_arrow.metadata or {}
             num_rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        return f"is damaged ({str(error).splitlines()[0]})"
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return f"is damaged ({str(error).partition(chr(10))[0]})"
     if metadata.get(_IDENTITY_KEY) != canonical_json(identity).encode():
         return "belongs to another vote table"
     if metadata.get(_ROWS_KEY) != f"{rows[0]}-{rows[1]}".encode() or num_rows != rows[1] - rows[0]:
@@ -324,6 +328,21 @@ def _differences(found: Any, expected: Any, path: str = "") -> list[tuple[str, A
             rows += _differences(found.get(key), expected.get(key), f"{path}.{key}" if path else key)
         return rows
     return [] if found == expected else [(path, found, expected)]
+
+
+def _schema(num_views: int, has_scores: bool) -> pa.Schema:
+    fields = [
+        ("image_id", pa.string()),
+        ("label", pa.int64()),
+        ("top_class", pa.list_(pa.uint16(), num_views)),
+    ]
+    if has_scores:
+        fields += [
+            ("num_entries", pa.list_(pa.uint16(), num_views)),
+            ("entry_class", pa.list_(pa.uint16())),
+            ("entry_score", pa.list_(pa.uint16())),
+        ]
+    return pa.schema(fields)
 
 
 def _fixed_list(values_NV: np.ndarray, num_views: int) -> pa.Array:
