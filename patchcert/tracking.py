@@ -404,8 +404,8 @@ class Tracker:
             Link that opens it; the same link for ever.
         """
         runs = self.client.search_runs([experiment], max_results=_VIEW_RUNS)
-        headline = {name for run in runs for name in run.data.metrics if "/" not in name}
-        state = json.dumps(_view_state(headline), separators=(",", ":"), sort_keys=True)
+        logged = {name for run in runs for name in run.data.metrics}
+        state = json.dumps(_view_state(logged), separators=(",", ":"), sort_keys=True)
         if len(state) > _TAG_LENGTH:
             state = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
         tag = f"mlflow.sharedViewState.{_VIEW_KEY}"
@@ -464,9 +464,10 @@ def ui_command(uri: str, port: int = 5000) -> UiCommand:
 def study_metrics(result: "StudyResult") -> dict[int, dict[str, float]]:
     """The numbers of a study that become metrics.
 
-    Headline numbers are scalars (step 0): tables of runs show only a metric's value at its highest step. Theorems are
-    named ``cert_acc``, heuristics ``heuristic_cert_acc``. On curves the step is the position on the axis: 0.01 % of
-    area, 0.001 of threshold, number of drawn views.
+    Headline numbers are scalars (step 0): tables of runs show only a metric's value at its highest step. Deterministic
+    theorems are named ``cert_acc``, heuristics ``heuristic_cert_acc``, theorems about a draw
+    ``probabilistic_cert_acc``. On curves the step is the position on the axis: 0.01 % of area, 0.001 of threshold,
+    number of drawn views.
 
     Returns:
         Step -> metric name -> value; accuracies in [0, 1].
@@ -502,10 +503,11 @@ def study_metrics(result: "StudyResult") -> dict[int, dict[str, float]]:
         for _, row in by_threshold[by_threshold["certificate"] == theorems["certificate"].iloc[0]].iterrows():
             values = {"cert_acc": row["certified_accuracy"], "clean_acc": row["clean_accuracy"]}
             add(round(1000 * row["vote_threshold"]), "curve_threshold", values)
-    drawn = at_patch[at_patch["certificate"] == "random_crops_reported"]
-    for _, row in drawn[drawn["min_confidence"] == drawn["min_confidence"].head(1).max()].iterrows():
-        name = f"heuristic_cert_acc_{row['draws'].replace(' ', '_')}"
-        add(row["num_draws"], "curve_n_crops", {name: row["certified_accuracy"]})
+    for certificate, prefix in (("random_crops_reported", "heuristic_"), ("fresh_draw", "probabilistic_")):
+        drawn = at_patch[at_patch["certificate"] == certificate]
+        for _, row in drawn[drawn["min_confidence"] == drawn["min_confidence"].head(1).max()].iterrows():
+            name = f"{prefix}cert_acc_{row['draws'].replace(' ', '_')}"
+            add(row["num_draws"], "curve_n_crops", {name: row["certified_accuracy"]})
     return steps
 
 
@@ -533,55 +535,54 @@ def answers_table(answers: "pd.DataFrame") -> "pd.DataFrame":
     )
 
 
-def _view_state(headline: Iterable[str]) -> dict[str, Any]:
-    """State of MLflow's run page, format of 3.17: columns, and line charts over stated axes."""
+def _view_state(logged: set[str]) -> dict[str, Any]:
+    """State of MLflow's run page, format of 3.17: columns, and line charts over stated axes of what was logged."""
+    ways = [f"{way}_replacement" for way in ("with", "without")]
     charts = (
-        ("certified accuracy against patch area (% of the image)", ["cert_acc"], "curve_patch_area", "patch_area_pct"),
+        ("certified accuracy against patch area (% of the image)", "curve_patch_area", ["cert_acc"], "patch_area_pct"),
+        ("accuracy against vote threshold (x 1000)", "curve_threshold", ["cert_acc", "clean_acc"], ""),
         (
-            "certified and clean accuracy against vote threshold (x 1000)",
-            ["cert_acc", "clean_acc"],
-            "curve_threshold",
-            "",
-        ),
-        (
-            "heuristic certified accuracy against drawn views",
-            [f"heuristic_cert_acc_with{out}_replacement" for out in ("", "out")],
+            "certified accuracy against drawn views",
             "curve_n_crops",
+            [f"{kind}_cert_acc_{way}" for kind in ("heuristic", "probabilistic") for way in ways],
             "",
         ),
     )
     section = "patchcert-curves"
+    cards = []
+    for title, curve, wanted, axis in charts:
+        names = [f"{curve}/{name}" for name in wanted if f"{curve}/{name}" in logged]
+        card = {
+            "uuid": f"{section}-{curve}",
+            "type": "LINE",
+            "metricSectionId": section,
+            "deleted": False,
+            "isGenerated": False,
+            "displayName": title,
+            "metricKey": (names or [""])[0],
+            "selectedMetricKeys": names,
+            "xAxisKey": "metric" if axis else "step",
+            "selectedXAxisMetricKey": f"{curve}/{axis}" if axis else "",
+            "xAxisScaleType": "linear",
+            "scaleType": "linear",
+            "range": {"yMin": 0, "yMax": 1},
+            "lineSmoothness": 0,
+            "displayPoints": True,
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "ignoreOutliers": False,
+            "useGlobalXaxisKey": False,
+            "useGlobalLineSmoothing": False,
+        }
+        cards += [card] if names else []
+    headline = sorted(name for name in logged if "/" not in name)
     return {
-        "selectedColumns": [f"metrics.`{name}`" for name in sorted(headline)] + ["attributes.`Dataset`"],
+        "selectedColumns": [f"metrics.`{name}`" for name in headline] + ["attributes.`Dataset`"],
         "compareRunSections": [
             {"uuid": section, "name": "certified accuracy", "display": True, "isReordered": False}
             | {"deleted": False, "isGenerated": False}
         ],
-        "compareRunCharts": [
-            {
-                "uuid": f"{section}-{curve}",
-                "type": "LINE",
-                "metricSectionId": section,
-                "deleted": False,
-                "isGenerated": False,
-                "displayName": title,
-                "metricKey": f"{curve}/{names[0]}",
-                "selectedMetricKeys": [f"{curve}/{name}" for name in names],
-                "xAxisKey": "metric" if axis else "step",
-                "selectedXAxisMetricKey": f"{curve}/{axis}" if axis else "",
-                "xAxisScaleType": "linear",
-                "scaleType": "linear",
-                "range": {"yMin": 0, "yMax": 1},
-                "lineSmoothness": 0,
-                "displayPoints": True,
-                "yAxisKey": "metric",
-                "yAxisExpressions": [],
-                "ignoreOutliers": False,
-                "useGlobalXaxisKey": False,
-                "useGlobalLineSmoothing": False,
-            }
-            for title, names, curve, axis in charts
-        ],
+        "compareRunCharts": cards,
     }
 
 

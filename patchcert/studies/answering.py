@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from patchcert.certificates import (
     certify_counting,
+    certify_fresh_draw,
     certify_placement,
     certify_random_crops_reported,
     predict,
@@ -64,7 +65,7 @@ class PartAnswers:
         columns: arrays of equal length, by name: ``image_id``, ``label``, ``base_correct`` (number of views whose top
             class is the label), and for the questions
             ``prediction/<ballot key>`` uint16, ``certified/<key>`` bool (whether the prediction is right or wrong),
-            ``margin/<key>`` int32 (theorems: votes to spare), ``confidence/<confidence key>`` float64.
+            ``margin/<key>`` int32 (deterministic ones: votes to spare), ``confidence/<confidence key>`` float64.
             Questions with several repeats have ``correct/<ballot key>`` and ``certified_correct/<key>`` instead of the
             first two: the share of repeats, float32, whose prediction is the label, and is certified besides; their
             confidence is the mean.
@@ -247,7 +248,7 @@ def _chunks(part: VotePart, questions: Sequence[Question], chunk_bytes: int) -> 
 
 
 def _bytes_per_image(num_classes: int, question: Question) -> int:
-    if question.replacement is not None:
+    if question.samples:
         return 8 * (3 * question.repeats * num_classes + 4 * max(question.num_draws, question.num_views))
     return question.num_views * (8 if question.vote_threshold is None else num_classes)
 
@@ -262,20 +263,23 @@ def _answer(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[s
     for question in questions:
         by_ballot.setdefault(question.ballot_key, []).append(question)
     for asked in by_ballot.values():
-        if asked[0].replacement is None:
-            columns |= _all_views(part, views, asked)
-        else:
-            columns |= _drawn_views(part, asked)
+        columns |= _drawn_views(part, asked) if asked[0].samples else _all_views(part, views, asked)
     return columns
 
 
 def _all_views(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[str, np.ndarray]:
-    """Answers of questions that share a vote rule and let all views vote."""
+    """Answers of questions that share a vote rule and count the votes of all views."""
     threshold = questions[0].vote_threshold
     votes = part.votes("top_class") if threshold is None else part.votes(vote_threshold=threshold)
     counts_NK = _count(votes, part.num_classes) if threshold is None else votes.sum(axis=1, dtype=np.int64)
     columns = {f"prediction/{questions[0].ballot_key}": predict(counts_NK).astype(np.uint16)}
     for question in questions:
+        if question.certificate == "fresh_draw":
+            confidence = f"confidence/{question.confidence_key}"
+            if confidence not in columns:
+                columns[confidence] = _fresh_draw_confidence(votes, views, question, part.num_classes)
+            columns[f"certified/{question.key}"] = columns[confidence] >= question.min_confidence
+            continue
         if question.certificate == "counting":
             outcome = certify_counting(counts_NK, question.affected)
         else:
@@ -283,6 +287,19 @@ def _all_views(part: VotePart, views: Any, questions: Sequence[Question]) -> dic
         columns[f"certified/{question.key}"] = outcome.certified_N
         columns[f"margin/{question.key}"] = np.asarray(outcome.margin_N, dtype=np.int32)
     return columns
+
+
+def _fresh_draw_confidence(votes_NV: np.ndarray, views: Any, question: Question, num_classes: int) -> np.ndarray:
+    outcome = certify_fresh_draw(
+        votes_NV,
+        views,
+        question.patch,
+        num_classes=num_classes,
+        num_draws=question.num_draws,
+        min_confidence=question.min_confidence,
+        replacement=bool(question.replacement),
+    )
+    return np.asarray(outcome.confidence_N)
 
 
 def _drawn_views(part: VotePart, questions: Sequence[Question]) -> dict[str, np.ndarray]:

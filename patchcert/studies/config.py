@@ -13,8 +13,9 @@ class CertificateKind:
 
     Attributes:
         guarantee: "deterministic", "probabilistic" or "heuristic".
-        drawn: whether it looks at a random draw of the views instead of all of them.
-        law: distribution that the drawn ones assume, as ``certify_random_crops_reported`` names it.
+        drawn: whether it is about a random draw of the views instead of all of them.
+        law: distribution that certificates of one drawn tally assume, as ``certify_random_crops_reported`` names it;
+            None for certificates of the votes of all views.
         meaning: one sentence for readers of a report.
     """
 
@@ -53,6 +54,14 @@ CERTIFICATES: dict[str, CertificateKind] = {
             "the same reasons."
         ),
     ),
+    "fresh_draw": CertificateKind(
+        guarantee="probabilistic",
+        drawn=True,
+        meaning=(
+            "A theorem about a defense that draws its views anew for every answer: with at least the stated confidence "
+            "a draw predicts under attack what all views predict without one."
+        ),
+    ),
 }
 
 
@@ -69,19 +78,19 @@ class StudyConfig:
     headline_patch: str = ""
     """Patch of the headline numbers; empty: the one of patches nearest to 2.4 % of the image."""
     certificates: tuple[str, ...] = ("counting", "placement")
-    """counting, placement (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
+    """counting, placement, fresh_draw (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
     vote_thresholds: tuple[float, ...] = ()
     """A view votes for every class whose score reaches this; each in (0, 1] and at least the table's score floor."""
     top_class: bool = True
     """Ask under the top-class rule too: each view votes for its best class."""
     num_draws: tuple[int, ...] = ()
-    """Numbers of views that the random-crop certificates draw."""
+    """Numbers of views that are drawn, for certificates of draws."""
     replacement: tuple[Literal["with", "without"], ...] = ("with",)
     """Draw with replacement, without, or both."""
     min_confidences: tuple[float, ...] = (0.95,)
-    """Confidence from which a random-crop certificate counts, each in (0, 1)."""
+    """Confidence from which a certificate of draws counts, each in (0, 1)."""
     repeats: int = 1
-    """Independent draws of every random-crop question; accuracies are means over them."""
+    """Independent draws of every random_crops question; accuracies are means over them."""
     seed: int = 0
     """Of the draws."""
     split: str = "test"

@@ -15,13 +15,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from patchcert.studies.config import CERTIFICATES
-from patchcert.studies.headline import DEFENSE_COLUMNS, SETTING_COLUMNS, first_settings
+from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings
 from patchcert.studies.wording import certificate_words, percent, rule_words
 
 # Okabe and Ito 2008, told apart with every common colour blindness; its yellow is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_WORDS = (
+    "Solid lines are deterministic theorems, dash-dotted ones hold with confidence over the draw, dashed ones are "
+    "heuristics; bands are 95 % intervals."
+)
 _LINE_STYLES = {"deterministic": "-", "probabilistic": "-.", "heuristic": "--"}
-_MARKERS = {"counting": "s", "placement": "o", "random_crops_reported": "^", "random_crops_exact": "v"}
+_MARKERS = {
+    "counting": "s",
+    "placement": "o",
+    "random_crops_reported": "^",
+    "random_crops_exact": "v",
+    "fresh_draw": "D",
+}
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: one column of a paper, and what labels, axes and legend rows need inside it.
 _COLUMN_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 0.145
@@ -141,8 +151,7 @@ def patch_area_figure(answers: pd.DataFrame) -> FigureData | None:
     return FigureData(
         name="patch_area",
         caption=(
-            "Certified accuracy against the area of a square patch that may lie anywhere in the image. Solid lines are "
-            "theorems, dashed lines heuristics; bands are 95 % intervals."
+            f"Certified accuracy against the area of a square patch that may lie anywhere in the image. {_LINE_WORDS}"
         ),
         x_label="patch area (% of the image)",
         y_label="certified accuracy (% of images)",
@@ -200,10 +209,7 @@ def num_draws_figure(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
     )
     return FigureData(
         name="num_draws",
-        caption=(
-            f"Certified accuracy against a {patch} patch for growing numbers of drawn views (heuristic, dashed), "
-            "beside the theorem over all views (solid). Bands are 95 % intervals."
-        ),
+        caption=(f"Certified accuracy against a {patch} patch for growing numbers of drawn views. {_LINE_WORDS}"),
         x_label="drawn views per image",
         y_label="certified accuracy (% of images)",
         lines=lines,
@@ -292,9 +298,11 @@ def _line(points: pd.DataFrame, x: str, metric: str, label: str) -> Line:
 def _bars_of(rows: pd.DataFrame) -> list[Line]:
     """Bars of one defense: its clean accuracy once for each way of voting, then each certificate."""
     bars = []
-    for _, group in rows.groupby(SETTING_COLUMNS[:4], sort=False, dropna=False):
-        first = group.iloc[0]
-        voting = rule_words(first) if first["draws"] == "all" else f"{first['num_draws']} {first['draws']}"
+    votings = [
+        f"{row['num_draws']} {row['draws']}" if row["guarantee"] == "heuristic" else rule_words(row)
+        for _, row in rows.iterrows()
+    ]
+    for voting, group in rows.groupby(pd.Series(votings, index=rows.index), sort=False):
         bars.append(_line(group.iloc[:1], "num_views", "clean", f"clean, {voting}"))
         bars += [
             _line(group.iloc[[i]], "num_views", "certified", certificate_words(group.iloc[i]))

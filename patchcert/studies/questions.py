@@ -23,7 +23,7 @@ class Question:
         num_views: views of an image.
         vote_threshold: score from which a class gets a vote; None for the top-class rule.
         replacement: whether views are drawn with replacement; None when all views vote.
-        num_draws: views that vote.
+        num_draws: views that are drawn, or all views.
         min_confidence: confidence from which an image counts as certified; None for theorems.
         repeats: independent draws.
         seed: of the draws.
@@ -60,10 +60,15 @@ class Question:
         return "all" if self.replacement is None else f"with{'' if self.replacement else 'out'} replacement"
 
     @property
+    def samples(self) -> bool:
+        """Whether only the votes of drawn views are counted."""
+        return self.kind.law is not None
+
+    @property
     def ballot_key(self) -> str:
         """Names the votes that are counted; questions that share it share their predictions."""
         rule = "top_class" if self.vote_threshold is None else f"threshold={self.vote_threshold:g}"
-        if self.replacement is None:
+        if not self.samples:
             return f"{rule}/all"
         repeats = f",repeats={self.repeats}" if self.repeats > 1 else ""
         return f"{rule}/{self.num_draws} {self.draws},seed={self.seed}{repeats}"
@@ -71,7 +76,8 @@ class Question:
     @property
     def confidence_key(self) -> str:
         """Names the confidences; questions that share it differ in ``min_confidence`` only."""
-        return f"{self.certificate}/{self.patch.label}/{self.ballot_key}"
+        drawn = "" if self.samples or self.replacement is None else f"/{self.num_draws} {self.draws}"
+        return f"{self.certificate}/{self.patch.label}/{self.ballot_key}{drawn}"
 
     @property
     def key(self) -> str:
@@ -105,14 +111,17 @@ def questions(
     """
     _check_thresholds(config, score_floor)
     drawn = [name for name in config.certificates if CERTIFICATES[name].drawn]
-    if drawn and views.kind != "crop":
+    sampled = [name for name in drawn if CERTIFICATES[name].law is not None]
+    if sampled and views.kind != "crop":
         raise StudyError(
-            f"study: {drawn[0]} certifies random crops, but the votes are those of {views.describe()}.\n"
-            f"  Drop {drawn[0]} here; counting and placement hold for every view set."
+            f"study: {sampled[0]} certifies random crops, but the votes are those of {views.describe()}.\n"
+            f"  Drop {sampled[0]} here; counting, placement and fresh_draw hold for every view set."
         )
-    if not drawn:
+    if not sampled:
         defaults = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
-        for name in ("num_draws", "replacement", "min_confidences", "repeats", "seed"):
+        for name in (
+            ("repeats", "seed") if drawn else ("num_draws", "replacement", "min_confidences", "repeats", "seed")
+        ):
             if getattr(config, name) != defaults[name]:
                 on_warning(
                     f"study: {name} has no effect: no certificate of {', '.join(config.certificates)} draws views."
@@ -203,14 +212,19 @@ def _of_drawn_views(
     min_confidence: float,
     config: StudyConfig,
 ) -> Question:
-    possible = reported_feasibility(
-        num_draws, affected, views.num_views, min_confidence, replacement=replacement, law=CERTIFICATES[name].law
-    )
-    notes = ["heuristic, not a theorem"]
-    if not possible.feasible:
-        notes.append(f"infeasible: needs a lead of {possible.needed_margin} votes, {num_draws} are drawn")
-    if config.repeats > 1:
-        notes.append(f"mean of {config.repeats} draws, interval of a single one")
+    law, feasible, repeats = CERTIFICATES[name].law, True, 1
+    if law is None:
+        notes = ["clean: the prediction of all views"]
+    else:
+        possible = reported_feasibility(
+            num_draws, affected, views.num_views, min_confidence, replacement=replacement, law=law
+        )
+        feasible, repeats = possible.feasible, config.repeats
+        notes = ["heuristic, not a theorem"]
+        if not feasible:
+            notes.append(f"infeasible: needs a lead of {possible.needed_margin} votes, {num_draws} are drawn")
+        if repeats > 1:
+            notes.append(f"mean of {repeats} draws, interval of a single one")
     return Question(
         certificate=name,
         patch=patch,
@@ -219,8 +233,8 @@ def _of_drawn_views(
         num_draws=num_draws,
         replacement=replacement,
         min_confidence=min_confidence,
-        repeats=config.repeats,
+        repeats=repeats,
         seed=config.seed,
-        feasible=possible.feasible,
+        feasible=feasible,
         note="; ".join(notes),
     )

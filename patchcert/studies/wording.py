@@ -12,11 +12,12 @@ _SHORT = {
     "placement": "placement",
     "random_crops_reported": "p_c as reported",
     "random_crops_exact": "p_c, exact draw",
+    "fresh_draw": "fresh draw",
 }
 
 GUARANTEES = {
     "deterministic": "A theorem: no patch of this shape, at any place and with any pixels, changes the prediction.",
-    "probabilistic": "A theorem that holds with the stated probability over the defense's own random draw.",
+    "probabilistic": "A theorem that holds with the stated confidence over the defense's own random draw.",
     "heuristic": (
         "A formula without proof, kept to compare with published numbers. An attacker may change a prediction that it "
         "calls certified."
@@ -39,7 +40,8 @@ def draw_words(row: Row) -> str:
     """Which views vote: "all 32", or "128 with replacement, p_c >= 0.95"."""
     if row["draws"] == "all":
         return f"all {row['num_views']}"
-    return f"{row['num_draws']} {row['draws']}, p_c \u2265 {row['min_confidence']:g}"
+    confidence = "p_c" if row["guarantee"] == "heuristic" else "confidence"
+    return f"{row['num_draws']} {row['draws']}, {confidence} \u2265 {row['min_confidence']:g}"
 
 
 def percent(fraction: float) -> str:

@@ -134,3 +134,14 @@ def crop_study():
         min_confidences=(0.95, 0.99),
     )
     return make_study(views, simulated_part(views, 300, seed=1), config, "crop10-cifar10")
+
+
+@functools.cache
+def fresh_study():
+    views = CropViews(image_size=(12, 12), crop_size=4)
+    config = StudyConfig(
+        certificates=("placement", "random_crops_reported", "fresh_draw"),
+        patches=("1x1", "2x2"),
+        num_draws=(16, 32, 64),
+    )
+    return make_study(views, simulated_part(views, 60, seed=2), config, "crop4-test")

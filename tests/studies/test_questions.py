@@ -34,7 +34,8 @@ def test_grid_is_complete_and_keys_are_distinct():
     theorems = 3 * 2 * 3  # patches x certificates x (two thresholds and the top class)
     reported = 3 * 2 * 2 * 2  # patches x draws x replacement x confidences
     exact = 3 * 2 * 2  # patches x draws x confidences, without replacement only
-    assert len(asked) == theorems + reported + exact
+    fresh = reported
+    assert len(asked) == theorems + reported + exact + fresh
     assert len({question.key for question in asked}) == len(asked)
     assert [question.patch.label for question in asked[:3]] == ["2x2", "5x5", "12x2"]
     assert asked[0].vote_threshold == 0.3, "the first listed setting comes first"
@@ -81,6 +82,15 @@ def test_settings_of_draws_without_draws_warn(changes):
     warnings = []
     ask(StudyConfig(**changes), on_warning=warnings.append)
     assert len(warnings) == 1 and f"{next(iter(changes))} has no effect" in warnings[0]
+
+
+def test_fresh_draws_hold_for_every_view_set_and_have_no_repeats():
+    config = StudyConfig(certificates=("fresh_draw",), num_draws=(16,), repeats=4, patches=("5x5",))
+    warnings = []
+    (question,) = ask(config, on_warning=warnings.append)
+    assert question.repeats == 1 and question.ballot_key == "top_class/all"
+    assert question.key == "fresh_draw/5x5/top_class/all/16 with replacement/confidence>=0.95"
+    assert len(warnings) == 1 and "repeats has no effect" in warnings[0]
 
 
 def test_warnings_are_never_silent_by_default():

@@ -5,8 +5,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from studies import simulated
 
-from patchcert.studies import combine
+from patchcert.studies import combine, summarise
 from patchcert.studies.figures import (
     PALETTE,
     accuracy_bars,
@@ -88,6 +89,25 @@ def test_bars_pair_clean_with_certified_for_each_way_of_voting(crop_answers):
     ]
     for line in figure.lines:
         assert line.low[0] <= line.y[0] <= line.high[0]
+
+
+def test_theorems_about_a_draw_stand_between_theorem_and_heuristic(tmp_path):
+    study = simulated.fresh_study()
+    answers = summarise(study.parts, study.asked, study.subject)
+    at_patch = answers[answers["patch"] == "2x2"]
+    figure = num_draws_figure(at_patch, "2x2")
+    fresh = line_of(figure, certificate="fresh_draw")
+    assert fresh.guarantee == "probabilistic" and fresh.label == "fresh draw, with replacement"
+    assert max(fresh.y) <= figure.level[0].y[0], "no draw proves more than all views do"
+    bars = accuracy_bars(at_patch, "2x2")
+    assert [line.label for line in bars.lines] == [
+        "clean, top class",
+        "placement",
+        "fresh draw",
+        "clean, 16 with replacement",
+        "p_c as reported (heuristic)",
+    ]
+    assert len(save(figure, tmp_path)) == 2
 
 
 def test_figures_without_data_are_left_out(column_answers, crop_answers):
