@@ -128,13 +128,16 @@ class Pipeline:
             checkpoint: folder or URI; None: the recipe's newest model.
 
         Raises:
-            CheckpointError: nothing is trained yet.
+            CheckpointError: nothing is trained yet, or the checkpoint was made for something else.
         """
+        from patchcert.models.checkpoint import load_checkpoint
         from patchcert.stages.cluster import connected
 
         recipe = self.recipe
         folder = Folder(checkpoint) if checkpoint else self._latest_model()
         dataset = self.prepare([recipe.study.split])[recipe.study.split]
+        # A checkpoint of another model is refused before Ray starts.
+        load_checkpoint(folder, classifier=recipe.classifier, views=recipe.views, num_classes=dataset.num_classes)
         with connected(self.options.resources, verbose=self.options.verbose):
             from patchcert.stages.vote import vote
 

@@ -55,5 +55,5 @@ def finished(tmp_path_factory):
 
 SMALL = (
     "--data.limit", "150", "--data.validation-size", "30", "--classifier.width", "0.125", "--training.epochs", "2",
-    "--training.batch-size", "30", "--resources.images-per-part", "50", "--study.patches", "1x1", "3x3", "5x5",
+    "--training.batch-size", "30", "--resources.images-per-part", "10", "--study.patches", "1x1", "3x3", "5x5",
 )  # fmt: skip
