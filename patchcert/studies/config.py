@@ -75,8 +75,8 @@ class StudyConfig:
 
     patches: tuple[str, ...] = ("1x1", "2x2", "3x3", "4x4", "5x5")
     """Each anywhere in the image: 5x5 (height x width), 2%, 2.4%@6:1 (height:width), 5x5@45deg, 5x5@45deg-exact."""
-    headline_patch: str = ""
-    """Patch of the headline numbers; empty: the one of patches nearest to 2.4 % of the image."""
+    headline_patch: str = "2.4%"
+    """Headline numbers are those of the patch in patches that this is, or that is nearest to it in area."""
     certificates: tuple[str, ...] = ("counting", "placement")
     """counting, placement, fresh_draw (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
     vote_thresholds: tuple[float, ...] = ()
@@ -125,11 +125,6 @@ class StudyConfig:
             raise StudyError(f"study: seed must be >= 0, not {self.seed}.\n  Give a whole number from 0 up.")
         if any(mode not in ("with", "without") for mode in self.replacement):
             raise StudyError(f"study: replacement is {self.replacement}.\n  Use 'with', 'without' or both.")
-        if self.headline_patch and self.headline_patch not in self.patches:
-            raise StudyError(
-                f"study: headline_patch {self.headline_patch!r} is not among the patches {', '.join(self.patches)}.\n"
-                "  Add it to patches, or choose one of them."
-            )
         if not self.top_class and not self.vote_thresholds:
             raise StudyError(
                 "study: top_class is off and vote_thresholds is empty, so no view votes.\n"

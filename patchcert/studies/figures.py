@@ -55,7 +55,6 @@ _STYLE = {
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
     "lines.linewidth": 1.3,
-    "lines.markersize": 3.8,
     "hatch.linewidth": 0.6,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -356,10 +355,12 @@ def _draw_lines(data: FigureData) -> Figure:
         axes.fill_between(x * scale_x, 100 * low, 100 * high, color=style["color"], alpha=0.13, linewidth=0)
         crosses = {"color": style["color"], "clip_on": False, "zorder": 4} | _INFEASIBLE
         axes.plot(x[~feasible] * scale_x, 100 * y[~feasible], **crosses)
-    axes.set_ylim(0, 100)
+    # From zero always; up to 100 unless all of it happens far below.
+    highest = max(value for line in drawn for value in line.high)
+    axes.set_ylim(0, next(100 * top for top in (0.1, 0.2, 0.4, 1.0) if highest <= top))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_ylabel(data.y_label)
     axes.set_xlabel(data.x_label)
-    axes.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
     _set_x_axis(axes, data, np.array([value for line in data.lines for value in line.x]) * scale_x)
     figure.legend(
         handles=handles,
@@ -382,6 +383,8 @@ def _style(line: Line, colour: tuple[str, float]) -> dict[str, Any]:
         "marker": _MARKERS.get(line.certificate),
         "markerfacecolor": "white" if is_open else colour[0],
         "markeredgewidth": 0.9,
+        # Where both theorems agree, the square shows around the circle.
+        "markersize": 5.2 if line.certificate == "counting" else 3.8,
     }
 
 

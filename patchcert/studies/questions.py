@@ -151,11 +151,14 @@ def questions(
 
 
 def headline_patch(config: StudyConfig, image_size: tuple[int, int]) -> str:
-    """Label of the patch of the headline numbers."""
-    if config.headline_patch:
-        return Patch.parse(config.headline_patch, image_size).label
+    """Label of the patch of the headline numbers.
+
+    Raises:
+        GeometryError: a patch that cannot be read or does not fit inside the image.
+    """
+    wanted = Patch.parse(config.headline_patch, image_size)
     patches = [Patch.parse(text, image_size) for text in config.patches]
-    return min(patches, key=lambda patch: abs(patch.area_fraction(image_size) - 0.024)).label
+    return min(patches, key=lambda patch: (patch != wanted, abs(patch.area - wanted.area))).label
 
 
 def _check_thresholds(config: StudyConfig, score_floor: float | None) -> None:

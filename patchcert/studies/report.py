@@ -261,7 +261,15 @@ def _provenance(result: StudyResult) -> dict[str, str]:
         "resizing": "none" if subject.resize == "none" else f"{subject.resize}, {subject.interpolation}",
         "result id": result.result_id,
     }
-    return facts | _flat(result.run)
+    measured_on = result.run.get("environment")
+    run = {
+        name: {inner: part for inner, part in value.items() if part != measured_on}
+        if isinstance(value, dict)
+        else value
+        for name, value in result.run.items()
+        if name != "environment"
+    }
+    return facts | _flat(run | {"environment": measured_on})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
