@@ -1,6 +1,6 @@
 """Entry point for `ray job submit`: takes the arguments of `patchcert prepare`.
 
-    ray job submit --working-dir . -- python jobs/prepare.py column4-digits --work /shared/patchcert-work
+ray job submit --working-dir . -- python jobs/prepare.py column4-digits --work /shared/patchcert-work
 """
 
 import sys

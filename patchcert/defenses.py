@@ -19,7 +19,7 @@ class Defense:
         source: where it was published.
         views: (image size, size of a view) -> view set.
         encoding: encoding of the views as published, without normalisation.
-        certificates: names of the certificates that apply.
+        certificates: names of the certificates that a study asks for by itself.
         size_means: what the number in a recipe's name says.
     """
 

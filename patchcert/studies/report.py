@@ -261,15 +261,13 @@ def _provenance(result: StudyResult) -> dict[str, str]:
         "resizing": "none" if subject.resize == "none" else f"{subject.resize}, {subject.interpolation}",
         "result id": result.result_id,
     }
-    measured_on = result.run.get("environment")
-    run = {
-        name: {inner: part for inner, part in value.items() if part != measured_on}
-        if isinstance(value, dict)
-        else value
-        for name, value in result.run.items()
-        if name != "environment"
-    }
-    return facts | _flat(run | {"environment": measured_on})
+    # Stages that ran in the same environment need not say so again.
+    environment = result.run.get("environment")
+    run = dict(result.run)
+    for name, stage in result.run.items():
+        if isinstance(stage, dict) and stage.get("environment") == environment:
+            run[name] = {inner: value for inner, value in stage.items() if inner != "environment"}
+    return facts | _flat(run)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -191,5 +191,5 @@ def test_gpu_that_is_not_there_is_refused(ray_cluster, small_recipe, prepared, m
 def test_more_workers_than_cpus_are_refused(ray_cluster, small_recipe, prepared, model_folder, workspace):
     from patchcert.stages.vote import vote
 
-    with pytest.raises(ResourceError, match="64 workers with 1 CPUs .* has 4 CPUs"):
+    with pytest.raises(ResourceError, match=r"64 workers with 1 CPUs .* has 4 CPUs"):
         vote(small_recipe, prepared["test"], model_folder, workspace, Resources(workers=64))
