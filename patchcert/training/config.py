@@ -1,7 +1,8 @@
 """How a base classifier is trained. Settings only, no torch."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Literal, get_args, get_origin
 
 from patchcert.errors import TrainingError
 
@@ -53,11 +54,22 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges and settings without effect."""
+        for field in dataclasses.fields(self):
+            choices = get_args(field.type) if get_origin(field.type) is Literal else None
+            if choices and getattr(self, field.name) not in choices:
+                raise TrainingError(
+                    f"training: {field.name} is one of {', '.join(choices)}, not {getattr(self, field.name)!r}."
+                )
         for name in ("epochs", "batch_size", "views_per_image", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training: {name} must be at least 1, not {getattr(self, name)}.")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise TrainingError(f"training: learning_rate must be > 0, not {self.learning_rate}.")
+        if not 0 <= self.momentum < 1:
+            raise TrainingError(f"training: momentum must lie in [0, 1), not {self.momentum}.")
+        for name in ("weight_decay", "memory_gib", "seed"):
+            if not getattr(self, name) >= 0:
+                raise TrainingError(f"training: {name} must be >= 0, not {getattr(self, name)}.")
         if not 0 <= self.label_smoothing < 1:
             raise TrainingError(f"training: label_smoothing must lie in [0, 1), not {self.label_smoothing}.")
         if not 0 < self.warmup_fraction < 1:
@@ -66,3 +78,8 @@ class TrainingConfig:
             raise TrainingError(f"training: milestones are shares of the run in (0, 1), not {self.milestones}.")
         if self.shift_pixels < 0:
             raise TrainingError(f"training: shift_pixels must be >= 0, not {self.shift_pixels}.")
+        if self.augmentation == "shift" and self.shift_pixels == 0:
+            raise TrainingError(
+                "training: augmentation 'shift' by 0 pixels has no effect.\n"
+                "  Set --training.shift-pixels to 1 or more, or --training.augmentation none"
+            )

@@ -1,7 +1,6 @@
 """A prepared split in, shuffled batches of uint8 images out; the order is a function of (seed, epoch, rank) alone."""
 
-import queue
-import threading
+import concurrent.futures
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -11,8 +10,8 @@ import torch
 from patchcert.errors import TrainingError
 from patchcert.training.config import TrainingConfig
 
-_ROWS_PER_UNIT = 500
-_UNITS_PER_WINDOW = 8
+_ROWS_PER_RANGE = 500
+_RANGES_PER_WINDOW = 8
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -54,7 +53,7 @@ class MemoryFeed:
         """Reads the whole split."""
         self._rank, self._world_size, self._seed = rank, world_size, config.seed
         self._batch = config.batch_size // world_size
-        images = dataset.read(0, dataset.num_rows)
+        images = dataset.read_all()
         self._images = torch.from_numpy(np.ascontiguousarray(images.images_NHWC.transpose(0, 3, 1, 2)))
         self._labels = torch.from_numpy(np.ascontiguousarray(images.labels_N.astype(np.int64)))
         self.steps_per_epoch = dataset.num_rows // config.batch_size
@@ -72,89 +71,61 @@ class MemoryFeed:
 class StreamFeed:
     """Reads ranges of rows in a shuffled order, a window of ranges at a time, and shuffles within the window.
 
-    The next window is read by a thread while this one is used, so at most two windows are in memory.
+    Every worker takes an equal share of the shuffled ranges laid end to end, so that some are cut at its borders. A
+    thread reads the next window while this one is used, and waits then: at most two windows are in memory.
     """
 
     def __init__(self, dataset: Any, config: TrainingConfig, *, rank: int, world_size: int) -> None:
         """Opens the split; nothing is read yet."""
-        self._dataset, self._seed = dataset, config.seed
-        self._rank, self._world_size = rank, world_size
+        self._dataset, self._seed, self._rank = dataset, config.seed, rank
         self._batch = config.batch_size // world_size
-        self._units = [
-            (start, min(start + _ROWS_PER_UNIT, dataset.num_rows))
-            for start in range(0, dataset.num_rows, _ROWS_PER_UNIT)
-        ]
-        if len(self._units) < world_size:
-            raise TrainingError(
-                f"training: {dataset.num_rows} images cannot be streamed to {world_size} workers.\n"
-                "  Raise --training.memory-gib or use fewer workers."
-            )
-        # The short last range goes to another worker each epoch; every worker takes as many steps as the poorest could.
-        rows_of_poorest = (len(self._units) // world_size) * _ROWS_PER_UNIT - (-dataset.num_rows % _ROWS_PER_UNIT)
-        self.steps_per_epoch = rows_of_poorest // self._batch
-        if self.steps_per_epoch < 1:
-            raise TrainingError(
-                f"training: streamed ranges of {_ROWS_PER_UNIT} images leave a worker fewer than its batch of "
-                f"{self._batch}.\n  Raise --training.memory-gib or lower --training.batch-size."
-            )
+        self._share = dataset.num_rows // world_size
+        self._ranges_U2 = np.array(dataset.parts(_ROWS_PER_RANGE))
+        self.steps_per_epoch = self._share // self._batch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """See ``Feed``."""
-        rng = np.random.default_rng([self._seed, epoch])
-        mine = rng.permutation(len(self._units))[self._rank :: self._world_size]
-        windows: queue.Queue[Any] = queue.Queue(maxsize=1)
-        stop = threading.Event()
-
-        def put(item: Any) -> bool:
-            while not stop.is_set():
-                try:
-                    windows.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def read() -> None:
-            try:
-                for first in range(0, len(mine), _UNITS_PER_WINDOW):
-                    parts = [self._dataset.read(*self._units[unit]) for unit in mine[first : first + _UNITS_PER_WINDOW]]
-                    images = np.concatenate([part.images_NHWC for part in parts])
-                    labels = np.concatenate([part.labels_N for part in parts]).astype(np.int64)
-                    if not put((images, labels)):
-                        return
-                put(None)
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
+        ranges_U2 = self._my_ranges(epoch)
+        windows = [
+            ranges_U2[first : first + _RANGES_PER_WINDOW] for first in range(0, len(ranges_U2), _RANGES_PER_WINDOW)
+        ]
         order_rng = np.random.default_rng([self._seed, epoch, self._rank])
-        try:
-            yield from self._batches(windows, order_rng)
-        finally:
-            stop.set()
-            thread.join()
+        images_left, labels_left = self._read(ranges_U2[:0], 0)
+        # The reader ends with the block, whether the epoch is used up, left early or fails.
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            upcoming = reader.submit(self._read, windows[0], 0)
+            for following in [*windows[1:], None]:
+                images, labels = upcoming.result()
+                # Fewer rows than a batch are left of each window; the next one was read with room for them in front.
+                images[: len(images_left)], labels[: len(labels_left)] = images_left, labels_left
+                num_left = len(labels) % self._batch
+                if following is not None:
+                    upcoming = reader.submit(self._read, following, num_left)
+                order = order_rng.permutation(len(labels))
+                for start in range(0, len(labels) - num_left, self._batch):
+                    rows = order[start : start + self._batch]
+                    batch = np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))
+                    yield torch.from_numpy(batch), torch.from_numpy(labels[rows])
+                left = order[len(order) - num_left :]
+                images_left, labels_left = images[left], labels[left]
 
-    def _batches(self, windows: "queue.Queue[Any]", order_rng: np.random.Generator) -> Iterator[Batch]:
-        images: np.ndarray | None = None
-        labels: np.ndarray | None = None
-        given = 0
-        while given < self.steps_per_epoch:
-            item = windows.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                return
-            # What was left of the last window goes before this one.
-            images = item[0] if images is None else np.concatenate([images, item[0]])
-            labels = item[1] if labels is None else np.concatenate([labels, item[1]])
-            order = order_rng.permutation(len(images))
-            for start in range(0, len(order) - self._batch + 1, self._batch):
-                if given == self.steps_per_epoch:
-                    return
-                rows = order[start : start + self._batch]
-                given += 1
-                batch = np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))
-                yield torch.from_numpy(batch), torch.from_numpy(labels[rows])
-            left = order[len(order) - len(order) % self._batch :]
-            images, labels = images[left], labels[left]
+    def _my_ranges(self, epoch: int) -> np.ndarray:
+        """Row ranges (start, stop) of this worker in an epoch, in order, int64 (U, 2)."""
+        starts, stops = np.random.default_rng([self._seed, epoch]).permutation(self._ranges_U2).T
+        lengths = stops - starts
+        passed = np.cumsum(lengths) - lengths
+        share = self._rank * self._share, (self._rank + 1) * self._share
+        mine = np.stack([starts + np.clip(border - passed, 0, lengths) for border in share], axis=1)
+        return mine[mine[:, 0] < mine[:, 1]]
+
+    def _read(self, ranges_U2: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of ranges of rows, behind ``room`` rows that the caller fills."""
+        num_rows = room + sum(stop - start for start, stop in ranges_U2.tolist())
+        images = np.empty((num_rows, *self._dataset.image_size, self._dataset.num_channels), np.uint8)
+        labels = np.empty(num_rows, np.int64)
+        row = room
+        for start, stop in ranges_U2.tolist():
+            part = self._dataset.read(start, stop)
+            images[row : row + stop - start], labels[row : row + stop - start] = part.images_NHWC, part.labels_N
+            row += stop - start
+        return images, labels
