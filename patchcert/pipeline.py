@@ -4,6 +4,7 @@ import dataclasses
 import time
 from typing import Any
 
+from patchcert import __version__
 from patchcert.console import Terminal
 from patchcert.data import PreparedDataset, prepare
 from patchcert.data.registry import dataset_spec
@@ -218,7 +219,11 @@ class Pipeline:
         from patchcert.studies.subject import Subject
         from patchcert.studies.writing import write_study
 
-        identity = {"study": canonical_settings(self.recipe.study), "votes": table.identity}
+        identity = {
+            "version": __version__,
+            "study": canonical_settings(self.recipe.study),
+            "votes": table.identity,
+        }
         run: dict[str, Any] = {
             "recipe": self.recipe.name,
             "vote_table": table.location,
