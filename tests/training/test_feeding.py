@@ -97,6 +97,14 @@ def test_the_order_is_a_function_of_seed_epoch_and_worker(numbered_images, memor
 
 
 @BOTH
+def test_a_single_range_is_shuffled_anew_each_epoch(prepared_digits, memory):
+    (feed,) = feeds(prepared_digits["validation"], batch_size=200, **memory)
+    (one,), (other,) = ([labels_B for _, labels_B in feed.epoch(epoch)] for epoch in (0, 1))
+    assert torch.equal(one.sort().values, other.sort().values)
+    assert (one == other).float().mean() < 0.3
+
+
+@BOTH
 def test_batches_are_shuffled(numbered_images, memory):
     (feed,) = feeds(numbered_images, batch_size=100, **memory)
     order = epoch_of(feed).ravel()
