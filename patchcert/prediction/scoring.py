@@ -29,6 +29,8 @@ class ScoredViews:
     entry_scores: np.ndarray | None
 
 
+# On GPUs "float32" would else mean TF32 in convolutions, ten bits of mantissa, and kernels chosen by a race.
+@torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 @torch.inference_mode()
 def score_views(
     classifier: BaseClassifier,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from patchcert.data import DataConfig, prepare
 from patchcert.errors import ModelError, ResourceError
 from patchcert.geometry import BandViews, CropViews
 from patchcert.models.checkpoint import initial_classifier
@@ -183,6 +184,51 @@ def test_scoring_leaves_the_model_as_it_was(model, images_NHWC):
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert not model.training
+
+
+def test_single_precision_is_single_precision_on_gpus_too(model, images_NHWC):
+    cudnn, seen = torch.backends.cudnn, set()
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    hook = model.network.register_forward_pre_hook(
+        lambda *_: seen.add((cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
+    )
+    try:
+        score(model, images_NHWC)
+        score(model, images_NHWC)
+    finally:
+        hook.remove()
+    assert seen == {(True, False, True, False)}
+    assert before == (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_casts_the_votes_of_the_cpu(model, images_NHWC):
+    gpu = torch.device("cuda")
+    on_gpu = copy.deepcopy(model).to(gpu)
+    together = score_views(on_gpu, images_NHWC, PredictionConfig(), gpu)
+    assert_same(score_views(on_gpu, images_NHWC[:3], PredictionConfig(), gpu), together, slice(3))
+    on_cpu = score(model, images_NHWC)
+    np.testing.assert_array_equal(on_cpu.top_classes_NV, together.top_classes_NV)
+    assert np.abs(dense_scores(on_cpu, 10) - dense_scores(together, 10)).max() <= 2
+
+
+def test_photos_and_a_thousand_classes(shared_data, tmp_path):
+    """Real photos at 224x224, ResNet34 on large crops: the whole range of sizes, with start weights."""
+    config = DataConfig(dataset="imagenet-sample", source=str(shared_data / "imagenet-sample"), resize="pad", limit=2)
+    dataset = prepare(config, (224, 224), str(tmp_path / "photos"), splits=["test"])["test"]
+    views = CropViews(image_size=(224, 224), crop_size=(80, 96), domain="wrap", stride=(112, 60))
+    encoding = EncodingConfig(removed="cut", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    classifier = ClassifierConfig(network="torchvision:resnet34", encoding=encoding)
+    model = initial_classifier(classifier, views, 3, dataset.num_classes, seed=0).eval()
+    images_NHWC = dataset.read(0, 2).images_NHWC
+
+    scored = score(model, images_NHWC, score_floor=1e-4)
+
+    assert scored.top_classes_NV.shape == (2, views.num_views) == (2, 8)
+    _, scores_NVK = slow_scores(model, images_NHWC)
+    stored_NVK = dense_scores(scored, 1000)
+    assert (np.abs(stored_NVK - scores_NVK * SCORE_SCALE)[stored_NVK >= 0] <= 1).all()
+    assert (stored_NVK[scores_NVK > 1.1e-4] > 0).all()
 
 
 def test_bfloat16_scores_are_close(model, images_NHWC):
