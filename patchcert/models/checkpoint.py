@@ -13,10 +13,11 @@ from patchcert.errors import CheckpointError, PatchcertError
 from patchcert.geometry import view_set_from_identity
 from patchcert.models.classifier import BaseClassifier
 from patchcert.models.config import ClassifierConfig
+from patchcert.models.networks import custom_code_digest
 
 _FORMAT = 1
 _WEIGHTS, _CONFIG = "weights.safetensors", "config.json"
-_KEYS = {"classifier", "views", "image_channels", "num_classes", "digest"}
+_KEYS = {"classifier", "views", "image_channels", "num_classes", "network_code", "digest"}
 
 
 def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict[str, Any]) -> str:
@@ -40,6 +41,7 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
         "views": classifier.views.identity(),
         "image_channels": classifier.image_channels,
         "num_classes": classifier.num_classes,
+        "network_code": custom_code_digest(classifier.config.network),
     }
     config["digest"] = _digest(config, weights)
     config["provenance"] = provenance
@@ -136,6 +138,12 @@ def load_checkpoint(
         raise CheckpointError(
             f"{folder} names the network {made_with.network!r}, code that a checkpoint alone may not run.\n"
             f"  Ask for it by name:  --classifier.network {made_with.network}"
+        )
+    code = custom_code_digest(made_with.network)
+    if code != config["network_code"]:
+        raise CheckpointError(
+            f"{folder} was trained with other code of {made_with.network!r}: sha256 "
+            f"{str(config['network_code'])[:12]} then, {str(code)[:12]} now.\n  Restore that code, or train again:  patchcert train RECIPE"
         )
     model = BaseClassifier(made_with, made_views, config["image_channels"], config["num_classes"])
     try:

@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchcert.errors import ModelError
 from patchcert.models.config import ClassifierConfig
 from patchcert.models.networks import build_network
 from patchcert.views.cutting import ViewCutter
+
+# Classes are stored as uint16.
+_MAX_CLASSES = 65536
 
 
 class BaseClassifier(nn.Module):
@@ -28,6 +32,10 @@ class BaseClassifier(nn.Module):
             ModelError: the settings do not fit together.
         """
         super().__init__()
+        if num_classes > _MAX_CLASSES:
+            raise ModelError(
+                f"classifier: {num_classes} classes are asked for; vote tables hold at most {_MAX_CLASSES}."
+            )
         self.config = config
         self.views = views
         self.image_channels = image_channels

@@ -19,7 +19,7 @@ from patchcert.data.storage import Folder
 from patchcert.errors import PatchcertError, TrainingError
 from patchcert.models.checkpoint import initial_classifier, read_checkpoint_config, save_checkpoint
 from patchcert.models.config import ClassifierConfig
-from patchcert.stages.cluster import worker_share
+from patchcert.stages.cluster import thread_variables, worker_share
 from patchcert.stages.resources import Resources
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import MemoryFeed, open_feed
@@ -133,7 +133,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=[_PostReports(board)],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.num_cpus)}} if not share.num_gpus else None,
+            worker_runtime_env={"env_vars": thread_variables(share)},
         ),
     )
     epochs: list[EpochRow] = []

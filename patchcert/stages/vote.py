@@ -18,11 +18,12 @@ from patchcert.errors import PatchcertError, VoteTableError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
-from patchcert.stages.cluster import worker_share
+from patchcert.stages.cluster import thread_variables, worker_share
 from patchcert.stages.resources import Resources
 from patchcert.votes.identity import vote_identity
 from patchcert.votes.table import (
     RUN,
+    SUCCESS,
     Identity,
     VotePart,
     VoteTable,
@@ -228,7 +229,9 @@ def vote(
         precision=recipe.prediction.precision,
     )
     folder = workspace.votes(recipe.name, identity)
-    rows_of_parts = _layout(folder, recipe, dataset, resources)
+    share = worker_share(ray, resources, training=False)
+    device = "cuda" if share.num_gpus else "cpu"
+    rows_of_parts = _layout(folder, recipe, dataset, resources, device)
     todo = [
         {"part": index, "start": start, "stop": stop}
         for index, (start, stop) in enumerate(rows_of_parts)
@@ -242,7 +245,6 @@ def vote(
         for row in todo:
             for number in range(1, _MAX_ATTEMPTS + 1):
                 folder.remove(_attempt_name(row["part"], number))
-        share = worker_share(ray, resources, training=False)
         job = VoteJob(
             identity=identity,
             table_folder=str(folder),
@@ -254,7 +256,7 @@ def vote(
             prediction=recipe.prediction,
             num_parts=len(rows_of_parts),
             num_threads=share.num_cpus,
-            device="cuda" if share.num_gpus else "cpu",
+            device=device,
         )
         pool = ray.data.ActorPoolStrategy(size=min(share.num_workers, len(todo)), max_tasks_in_flight_per_actor=2)
         receipts = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
@@ -265,6 +267,7 @@ def vote(
             num_cpus=share.num_cpus,
             num_gpus=share.num_gpus or None,
             compute=pool,
+            runtime_env={"env_vars": thread_variables(share)},
         )
         for values in receipts.iter_rows():
             receipt = Receipt(**values)
@@ -288,14 +291,25 @@ def images_per_part(recipe: Any, num_images: int, resources: Resources) -> int:
     return max(25, min(most, -(-num_images // _TARGET_PARTS)))
 
 
-def _layout(folder: Folder, recipe: Any, dataset: PreparedDataset, resources: Resources) -> list[tuple[int, int]]:
-    """Borders of the parts; those of an unfinished table stay as they were begun."""
-    if folder.exists(_LAYOUT):
-        size = int(json.loads(folder.read(_LAYOUT))["images_per_part"])
-    else:
+def _layout(
+    folder: Folder, recipe: Any, dataset: PreparedDataset, resources: Resources, device: str
+) -> list[tuple[int, int]]:
+    """Borders of the parts; a table that was begun keeps its borders, and its kind of device.
+
+    Raises:
+        VoteTableError: the table was begun on another kind of device, whose scores differ in the last digits.
+    """
+    if not folder.exists(_LAYOUT):
         size = images_per_part(recipe, dataset.num_rows, resources)
-        folder.write(_LAYOUT, json.dumps({"images_per_part": size}).encode())
-    return dataset.parts(size)
+        folder.write(_LAYOUT, json.dumps({"images_per_part": size, "device": device}).encode())
+        return dataset.parts(size)
+    layout = json.loads(folder.read(_LAYOUT))
+    if layout["device"] != device and not folder.exists(SUCCESS):
+        raise VoteTableError(
+            f"{folder} was begun on {layout['device']}, but this run would go on with {device}.\n"
+            f"  Use --resources.device {layout['device']}, or delete the folder to start over."
+        )
+    return dataset.parts(int(layout["images_per_part"]))
 
 
 def _attempt_name(part: int, number: int) -> str:

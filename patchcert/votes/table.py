@@ -17,7 +17,7 @@ from patchcert.votes.scores import rounded_score
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
-_SUCCESS = "_SUCCESS.json"
+SUCCESS = "_SUCCESS.json"
 _IDENTITY_KEY = b"patchcert.identity"
 _ROWS_KEY = b"patchcert.rows"
 
@@ -117,12 +117,12 @@ class VoteTable:
             VoteTableError: missing, unfinished, damaged, or made from something else.
         """
         folder = Folder(path)
-        if not folder.exists(_SUCCESS):
+        if not folder.exists(SUCCESS):
             parts = [] if folder.is_file() else [name for name in folder.files() if name.startswith("part-")]
-            state = f"is unfinished: {len(parts)} parts and no {_SUCCESS}" if parts else "holds no vote table"
+            state = f"is unfinished: {len(parts)} parts and no {SUCCESS}" if parts else "holds no vote table"
             raise VoteTableError(f"{folder} {state}.\n  Run or repeat:  patchcert vote RECIPE")
         try:
-            success = json.loads(folder.read(_SUCCESS))
+            success = json.loads(folder.read(SUCCESS))
             identity = success["identity"]
             version = identity["schema_version"]
             is_whole = fingerprint(identity) == success["fingerprint"]
@@ -130,7 +130,7 @@ class VoteTable:
             in_a_row = [part["start"] for part in success["parts"]] == borders[:-1]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise VoteTableError(
-                f"{folder}/{_SUCCESS} is damaged ({type(error).__name__}: {error}).\n  Repeat:  patchcert vote RECIPE"
+                f"{folder}/{SUCCESS} is damaged ({type(error).__name__}: {error}).\n  Repeat:  patchcert vote RECIPE"
             ) from None
         if version != SCHEMA_VERSION:
             raise VoteTableError(
@@ -139,7 +139,7 @@ class VoteTable:
             )
         if not is_whole or not in_a_row or borders[-1] != identity["dataset"]["num_images"]:
             raise VoteTableError(
-                f"{folder}/{_SUCCESS} was changed after it was written.\n  Repeat:  patchcert vote RECIPE"
+                f"{folder}/{SUCCESS} was changed after it was written.\n  Repeat:  patchcert vote RECIPE"
             )
         if expected_identity is not None:
             check_identity(identity, expected_identity, str(folder))
@@ -293,7 +293,7 @@ def finish_table(folder: Folder, identity: Identity, rows_of_parts: list[tuple[i
             for name, (start, stop) in zip(names, rows_of_parts, strict=True)
         ],
     }
-    folder.write(_SUCCESS, json.dumps(success, indent=1, sort_keys=True).encode())
+    folder.write(SUCCESS, json.dumps(success, indent=1, sort_keys=True).encode())
     return VoteTable(folder, success)
 
 

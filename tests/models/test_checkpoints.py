@@ -15,6 +15,7 @@ from patchcert.errors import CheckpointError
 from patchcert.geometry import BandViews, BlockViews, CropViews
 from patchcert.models.checkpoint import initial_classifier, load_checkpoint, read_checkpoint_config, save_checkpoint
 from patchcert.models.config import ClassifierConfig
+from patchcert.models.networks import custom_code_digest
 from patchcert.views.encoding import EncodingConfig
 
 VIEWS = BandViews(image_size=(9, 12), width=4)
@@ -309,7 +310,8 @@ class TestNothingIsExecuted:
         assert not trap.exists()
 
     def test_asking_for_it_by_name_runs_it(self, saved, trap):
-        forge(saved, classifier=self.TRAP.to_json())
+        forge(saved, classifier=self.TRAP.to_json(), network_code=custom_code_digest(self.TRAP.network))
+        assert not trap.exists()
         loaded = load_checkpoint(saved, classifier=self.TRAP)
         assert trap.exists()
         assert torch.equal(loaded.network[0].weight, small_classifier().network[0].weight)

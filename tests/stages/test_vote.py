@@ -193,3 +193,16 @@ def test_more_workers_than_cpus_are_refused(ray_cluster, small_recipe, prepared,
 
     with pytest.raises(ResourceError, match=r"64 workers with 1 CPUs .* has 4 CPUs"):
         vote(small_recipe, prepared["test"], model_folder, workspace, Resources(workers=64))
+
+
+def test_table_begun_on_another_kind_of_device_is_not_mixed(
+    ray_cluster, small_recipe, prepared, model_folder, workspace
+):
+    from patchcert.stages.vote import vote
+
+    table = vote(small_recipe, prepared["test"], model_folder, workspace, PARTS_OF_20)
+    os.remove(os.path.join(table.location, "_SUCCESS.json"))
+    with open(os.path.join(table.location, "layout.json"), "w") as layout:
+        layout.write('{"images_per_part": 20, "device": "cuda"}')
+    with pytest.raises(VoteTableError, match="was begun on cuda, but this run would go on with cpu"):
+        vote(small_recipe, prepared["test"], model_folder, workspace, PARTS_OF_20)
