@@ -143,7 +143,8 @@ def load_checkpoint(
     if code != config["network_code"]:
         raise CheckpointError(
             f"{folder} was trained with other code of {made_with.network!r}: sha256 "
-            f"{str(config['network_code'])[:12]} then, {str(code)[:12]} now.\n  Restore that code, or train again:  patchcert train RECIPE"
+            f"{str(config['network_code'])[:12]} then, {str(code)[:12]} now.\n"
+            "  Restore that code, or train again:  patchcert train RECIPE"
         )
     model = BaseClassifier(made_with, made_views, config["image_channels"], config["num_classes"])
     try:
