@@ -8,6 +8,7 @@ from torch import nn
 from patchcert.errors import ModelError
 from patchcert.models.config import ClassifierConfig
 from patchcert.models.networks import build_network
+from patchcert.models.one_pass import OnePassNetwork
 from patchcert.views.cutting import ViewCutter
 
 # Classes are stored as uint16.
@@ -41,19 +42,44 @@ class BaseClassifier(nn.Module):
         self.image_channels = image_channels
         self.num_classes = num_classes
         self.cutter = ViewCutter(views, config.encoding, image_channels)
-        self.network = build_network(config, self.cutter.num_input_channels, views.view_size, num_classes)
+        self.network = build_network(config, self.cutter.num_input_channels, self.cutter.view_size, num_classes, views)
         self.network.to(memory_format=torch.channels_last)
 
-    def forward(self, images_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
+    @property
+    def one_pass(self) -> bool:
+        """Whether the network scores all views of an image in one pass."""
+        return isinstance(self.network, OnePassNetwork)
+
+    def some_views(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
+        """Scores n views of each image, each on its own; as ``forward``, of pixels that ``cutter.encode`` returned."""
+        views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
+        return self.network(views).float().view(len(pixels_BCHW), views_Bn.shape[1], self.num_classes)
+
+    def all_views(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Scores every view of each image in one pass, for a network that is ``one_pass``.
+
+        Args:
+            pixels_BCHW: what ``cutter.encode`` returned.
+
+        Returns:
+            float32 logits (B, num_views, num_classes), those of each view alone.
+        """
+        continued = self.cutter.continued(pixels_BCHW).contiguous(memory_format=torch.channels_last)
+        return self.network(continued).float().view(len(pixels_BCHW), self.views.num_views, self.num_classes)
+
+    def forward(self, images_BCHW: torch.Tensor, views_Bn: torch.Tensor | None = None) -> torch.Tensor:
         """Scores n views of each image.
 
         Args:
             images_BCHW: uint8 (B, C, H, W), or float in [0, 1].
-            views_Bn: int64 (B, n), or (1, n) for the same views of each image.
+            views_Bn: int64 (B, n), or (1, n) for the same views of each image; None: all views in order.
 
         Returns:
             float32 logits (B, n, num_classes).
         """
         pixels_BCHW = self.cutter.encode(images_BCHW)
-        views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
-        return self.network(views).float().view(len(images_BCHW), views_Bn.shape[1], self.num_classes)
+        if views_Bn is not None:
+            return self.some_views(pixels_BCHW, views_Bn)
+        if self.one_pass:
+            return self.all_views(pixels_BCHW)
+        return self.some_views(pixels_BCHW, torch.arange(self.views.num_views, device=pixels_BCHW.device)[None])

@@ -12,11 +12,12 @@ class ClassifierConfig:
     """A network and the encoding of its input."""
 
     network: str = "resnet9"
-    """drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME (such as resnet50), package.module:function."""
+    """drs-mnist-cnn, resnet9, resnet18-small; band-network, crop-network (all views in one pass); torchvision:NAME
+    (such as resnet50); package.module:function."""
     width: float = 1.0
-    """Multiplies the channels of drs-mnist-cnn, resnet9, resnet18-small; refused elsewhere, where it has no effect."""
+    """Multiplies the channels of patchcert's own networks; refused elsewhere, where it has no effect."""
     dropout: float = 0.0
-    """Dropout before the last layer of drs-mnist-cnn and resnet9, in [0, 1)."""
+    """Dropout before the last layer of patchcert's own networks but resnet18-small, in [0, 1)."""
     pretrained: bool = False
     """Start a torchvision network from its published weights (needs a network or a filled torch cache)."""
     encoding: EncodingConfig = dataclasses.field(default_factory=EncodingConfig)

@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from patchcert.errors import ModelError
+from patchcert.models.band_network import band_network
 from patchcert.models.config import ClassifierConfig
+from patchcert.models.crop_network import crop_network
 from patchcert.models.drs_mnist_cnn import drs_mnist_cnn
 from patchcert.models.resnet9 import resnet9
 from patchcert.models.torchvision_networks import resnet18_small, torchvision_names, torchvision_network
@@ -25,17 +28,26 @@ NETWORKS: dict[str, _Builder] = {
 }
 
 
+# These are built for the whole view set: where views start decides how positions are dropped on the way.
+ONE_PASS_NETWORKS: dict[str, Callable[[ClassifierConfig, int, tuple[int, int], int, Any], nn.Module]] = {
+    "band-network": band_network,
+    "crop-network": crop_network,
+}
+
+
 def build_network(
-    config: ClassifierConfig, num_input_channels: int, view_size: tuple[int, int], num_classes: int
+    config: ClassifierConfig, num_input_channels: int, view_size: tuple[int, int], num_classes: int, views: Any = None
 ) -> nn.Module:
     """Builds a base classifier's network with fresh weights and checks it on one blank view.
 
     Args:
-        config: names the network: one of ``NETWORKS``, ``torchvision:NAME``, or ``package.module:function``, a callable
-            that takes (num_input_channels, view_size, num_classes) and returns a module.
+        config: names the network: one of ``NETWORKS`` or ``ONE_PASS_NETWORKS``, ``torchvision:NAME``, or
+            ``package.module:function``, a callable that takes (num_input_channels, view_size, num_classes) and returns
+            a module.
         num_input_channels: channels of a view, after encoding.
         view_size: height and width of a view in pixels.
         num_classes: number of logits, >= 2.
+        views: the view set; only the networks of ``ONE_PASS_NETWORKS`` need it.
 
     Returns:
         A module: float (B, num_input_channels, *view_size) -> logits (B, num_classes).
@@ -50,14 +62,15 @@ def build_network(
         network = _custom_network(name, num_input_channels, view_size, num_classes)
     elif name in NETWORKS:
         network = NETWORKS[name](config, num_input_channels, view_size, num_classes)
+    elif name in ONE_PASS_NETWORKS:
+        network = ONE_PASS_NETWORKS[name](config, num_input_channels, view_size, num_classes, views)
     else:
-        near = (
-            [f"torchvision:{name}"] if name in torchvision_names() else difflib.get_close_matches(name, NETWORKS, n=1)
-        )
+        own = [*NETWORKS, *ONE_PASS_NETWORKS]
+        near = [f"torchvision:{name}"] if name in torchvision_names() else difflib.get_close_matches(name, own, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(
             f"classifier: there is no network {name!r}.{hint}\n"
-            f"  Known: {', '.join(NETWORKS)}, torchvision:NAME, or your own package.module:function."
+            f"  Known: {', '.join(own)}, torchvision:NAME, or your own package.module:function."
         )
     _check_logits(network, name, num_input_channels, view_size, num_classes)
     return network

@@ -26,11 +26,12 @@ class ViewCutter(nn.Module):
             image_channels: channels of the images, 1 or more.
 
         Raises:
-            ModelError: crops cannot be NULL-encoded (nothing is removed); all other views must be.
+            ModelError: crops cannot be NULL-encoded (nothing is removed), scattered cells cannot be cut off.
         """
         super().__init__()
+        is_grid = hasattr(views, "row_indices")
         wanted = "cut" if views.kind == "crop" else "null"
-        if encoding.removed != wanted:
+        if encoding.removed != wanted and (views.kind == "crop" or not is_grid):
             raise ModelError(
                 f"encoding: {views.describe()} need removed={wanted!r}, not {encoding.removed!r}.\n"
                 f"  Set --classifier.encoding.removed {wanted}"
@@ -39,6 +40,7 @@ class ViewCutter(nn.Module):
         self.encoding = encoding
         self.image_channels = image_channels
         self.num_input_channels = encoding.num_input_channels(image_channels)
+        self.view_size: tuple[int, int] = views.view_size
         height, width = views.image_size
         mean = torch.tensor(encoding.mean or (0.0,), dtype=torch.float32).view(-1, 1, 1)
         std = torch.tensor(encoding.std or (1.0,), dtype=torch.float32).view(-1, 1, 1)
@@ -47,13 +49,20 @@ class ViewCutter(nn.Module):
         self.positional = (
             nn.Parameter(torch.zeros(image_channels, height, width)) if encoding.positional_bound > 0 else None
         )
+        if encoding.coordinates:
+            across = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+            self.register_buffer("coordinates", torch.stack(across), persistent=False)
         self._num_column_starts = 0
-        if hasattr(views, "row_indices"):
+        if is_grid:
             rows_Rh, columns_Cw = np.asarray(views.row_indices), np.asarray(views.column_indices)
             self._num_column_starts = len(columns_Cw)
             if encoding.removed == "cut":
                 self.register_buffer("rows_Rh", torch.from_numpy(rows_Rh), persistent=False)
                 self.register_buffer("columns_Cw", torch.from_numpy(columns_Cw), persistent=False)
+                self.view_size = (rows_Rh.shape[1], columns_Cw.shape[1])
+                for name, indices_Sl, size in (("all_rows", rows_Rh, height), ("all_columns", columns_Cw, width)):
+                    reach = int(indices_Sl[-1, 0]) + indices_Sl.shape[1]
+                    self.register_buffer(name, torch.arange(reach) % size, persistent=False)
             else:
                 self.register_buffer("row_mask_RH", _index_mask(rows_Rh, height), persistent=False)
                 self.register_buffer("column_mask_CW", _index_mask(columns_Cw, width), persistent=False)
@@ -65,7 +74,7 @@ class ViewCutter(nn.Module):
             images_BCHW: uint8, or float that is already in [0, 1]; shape (B, C, H, W).
 
         Returns:
-            float32 (B, C, H, W): normalised, with the positional encoding added.
+            float32 (B, C, H, W): normalised, with the positional encoding added; two more channels of coordinates.
 
         Raises:
             ModelError: images of another shape, or of another integer type, whose range nobody knows.
@@ -87,7 +96,20 @@ class ViewCutter(nn.Module):
         if self.positional is not None:
             # 1 / std is the range of a pixel that runs over [0, 1] before normalisation.
             pixels = pixels + torch.tanh(self.positional) * (self.encoding.positional_bound / self.std)
+        if self.encoding.coordinates:
+            pixels = torch.cat([pixels, self.coordinates.expand(len(pixels), -1, -1, -1)], dim=1)
         return pixels
+
+    def continued(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Continues images across their seams as far as views reach, so that each view is a plain window.
+
+        Args:
+            pixels_BCHW: what ``encode`` returned; the views must be cut off (removed="cut").
+
+        Returns:
+            float32 (B, C', H', W'); the view that starts at (r, c) is the window of the size of a view at (r, c).
+        """
+        return pixels_BCHW.index_select(2, self.all_rows).index_select(3, self.all_columns)
 
     def cut(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         """Cuts n views out of each image.

@@ -15,13 +15,16 @@ class EncodingConfig:
     """
 
     removed: Literal["cut", "null"] = "null"
-    """cut: removed pixels are cut off (crops). null: x in [0, 1] becomes (x, 1 - x), a removed pixel (0, 0)."""
+    """cut: removed pixels are cut off, the view is what it retains (crops; bands and blocks of one-pass networks).
+    null: the view is as large as the image, x in [0, 1] becomes (x, 1 - x), a removed pixel (0, 0)."""
     mean: tuple[float, ...] = ()
     """Per-channel mean subtracted from pixels in [0, 1]; empty: pixels stay in [0, 1]."""
     std: tuple[float, ...] = ()
     """Per-channel standard deviation that pixels are divided by; empty exactly when the mean is."""
     positional_bound: float = 0.0
     """Learnable positional encoding, bounded to this share of the normalised input range; 0: none, 0.1: the paper."""
+    coordinates: bool = False
+    """Two more channels hold each pixel's row and column in the image, in [-1, 1]; for views that are cut off."""
 
     def __post_init__(self) -> None:
         """Checks the settings against each other."""
@@ -39,15 +42,20 @@ class EncodingConfig:
             raise ModelError(
                 f"encoding: positional_bound is a fraction of the input range in [0, 1], not {self.positional_bound}."
             )
+        if self.coordinates and self.removed == "null":
+            raise ModelError(
+                "encoding: coordinates say where a cut-off view was, but NULL-encoded views (removed 'null') stay in "
+                "place.\n  Set --classifier.encoding.removed cut, or leave the coordinates out."
+            )
 
     def num_input_channels(self, image_channels: int) -> int:
-        """Channels of the tensor the network receives: the image's, doubled by NULL encoding."""
+        """Channels of the tensor the network receives: the image's, doubled by NULL encoding, and the coordinates."""
         if self.mean and len(self.mean) not in (1, image_channels):
             raise ModelError(
                 f"encoding: mean and std have {len(self.mean)} channels, the images have {image_channels}.\n"
                 f"  Give {image_channels} values, or one for all channels."
             )
-        return image_channels * (2 if self.removed == "null" else 1)
+        return image_channels * (2 if self.removed == "null" else 1) + 2 * self.coordinates
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON values; ``EncodingConfig.from_json`` reads them back."""
@@ -56,6 +64,7 @@ class EncodingConfig:
             "mean": list(self.mean),
             "std": list(self.std),
             "positional_bound": self.positional_bound,
+            "coordinates": self.coordinates,
         }
 
     @classmethod
@@ -66,4 +75,5 @@ class EncodingConfig:
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),
             positional_bound=values["positional_bound"],
+            coordinates=values["coordinates"],
         )

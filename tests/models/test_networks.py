@@ -235,7 +235,10 @@ class TestOwnNetworks:
         ("resnet99", "no network 'resnet99'. Did you mean 'resnet9'?"),
         ("drs_mnist_cnn", "Did you mean 'drs-mnist-cnn'?"),
         ("resnet50", "no network 'resnet50'. Did you mean 'torchvision:resnet50'?"),
-        ("xyzzy", "no network 'xyzzy'.\n  Known: drs-mnist-cnn, resnet9, resnet18-small, torchvision:NAME"),
+        (
+            "xyzzy",
+            "no network 'xyzzy'.\n  Known: drs-mnist-cnn, resnet9, resnet18-small, band-network, crop-network, torch",
+        ),
         ("torchvision:resnet5", "no classifier 'resnet5'. Did you mean 'resnet50'?"),
         ("torchvision:xyzzy", "no classifier 'xyzzy'.\n"),
         ("torchvision:", "no classifier ''"),

@@ -253,14 +253,37 @@ class TestPositionalEncoding:
         assert (gradient_CHW[:, ~retained_HW] == 0).all()
 
 
+@pytest.mark.parametrize("views", ONE_OF_EACH[:5], ids=lambda views: views.describe())
+def test_what_is_cut_off_leaves_the_window_that_a_view_retains(views):
+    """Bands and blocks too; the coordinates travel with the pixels, and the continued image holds every window."""
+    cutter = ViewCutter(views, EncodingConfig(removed="cut", coordinates=True), 1)
+    image = torch.rand(1, 1, 11, 14, generator=torch.Generator().manual_seed(3))
+    pixels = cutter.encode(image)
+    cut = cutter.cut(pixels, torch.arange(views.num_views)[None])
+    continued = cutter.continued(pixels)[0]
+
+    assert cut.shape == (views.num_views, cutter.num_input_channels, *cutter.view_size)
+    for view, (row, column) in enumerate(views.starts.tolist()):
+        rows = (row + np.arange(cutter.view_size[0])) % 11
+        columns = (column + np.arange(cutter.view_size[1])) % 14
+        place = np.meshgrid(rows, columns, indexing="ij")
+        assert set(zip(*(axis.ravel() for axis in place), strict=True)) == set(
+            zip(*views.retained([view])[0].nonzero(), strict=True)
+        )
+        expected = [image[0, 0].numpy()[tuple(place)], place[0] / 5 - 1, place[1] / 6.5 - 1]
+        np.testing.assert_allclose(cut[view], expected, atol=1e-6)
+        window = continued[:, row : row + cutter.view_size[0], column : column + cutter.view_size[1]]
+        assert torch.equal(window, cut[view])
+
+
 class TestRefusals:
     def test_crops_have_nothing_to_null(self):
         views = CropViews(image_size=(8, 9), crop_size=4)
         with pytest.raises(ModelError, match="removed='cut', not 'null'"):
             ViewCutter(views, EncodingConfig(removed="null"), 1)
 
-    @pytest.mark.parametrize("views", ONE_OF_EACH[2:], ids=lambda views: views.describe())
-    def test_all_others_need_it(self, views):
+    @pytest.mark.parametrize("views", ONE_OF_EACH[5:], ids=lambda views: views.describe())
+    def test_scattered_cells_cannot_be_cut_off(self, views):
         with pytest.raises(ModelError, match=r"removed='null', not 'cut'.\n  Set --classifier.encoding.removed null"):
             ViewCutter(views, EncodingConfig(removed="cut"), 1)
 
@@ -294,7 +317,11 @@ class TestRefusals:
 
 @pytest.mark.parametrize(
     "encoding",
-    [EncodingConfig(), EncodingConfig(removed="cut", mean=(0.1, 0.2), std=(0.3, 0.4), positional_bound=0.1)],
+    [
+        EncodingConfig(),
+        EncodingConfig(removed="cut", mean=(0.1, 0.2), std=(0.3, 0.4), positional_bound=0.1),
+        EncodingConfig(removed="cut", coordinates=True),
+    ],
 )
 def test_encodings_survive_json(encoding):
     assert EncodingConfig.from_json(encoding.to_json()) == encoding
