@@ -60,7 +60,14 @@ def _train(views, classifier_config, dataset, **settings):
 
     torch.set_num_threads(1)
     training = TrainingConfig(
-        batch_size=64, views_per_image=4, optimizer="adamw", learning_rate=6e-3, weight_decay=1e-2, **settings
+        **{
+            "batch_size": 64,
+            "views_per_image": 4,
+            "optimizer": "adamw",
+            "learning_rate": 6e-3,
+            "weight_decay": 1e-2,
+            **settings,
+        }
     )
     classifier = initial_classifier(
         classifier_config, views, dataset.num_channels, dataset.num_classes, seed=training.seed
@@ -97,4 +104,38 @@ def crop_digits(prepared_digits):
         ClassifierConfig(network="resnet9", width=0.125, encoding=EncodingConfig(removed="cut", positional_bound=0.1)),
         prepared_digits["train"],
         epochs=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def one_pass_bands_digits(prepared_digits):
+    """Column bands of width 4 read by a narrow network that scores all of them in one pass, as it was trained."""
+    from patchcert.geometry import BandViews
+    from patchcert.models.config import ClassifierConfig
+    from patchcert.views.encoding import EncodingConfig
+
+    return _train(
+        BandViews(image_size=(32, 32), width=4),
+        ClassifierConfig(network="band-network", width=0.25, encoding=EncodingConfig(removed="cut", coordinates=True)),
+        prepared_digits["train"],
+        views_per_image=0,
+        batch_size=32,
+        epochs=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def one_pass_crops_digits(prepared_digits):
+    """Crops of 12x12 across the seam, every second one, read by a narrow network that scores all in one pass."""
+    from patchcert.geometry import CropViews
+    from patchcert.models.config import ClassifierConfig
+    from patchcert.views.encoding import EncodingConfig
+
+    return _train(
+        CropViews(image_size=(32, 32), crop_size=12, domain="wrap", stride=2),
+        ClassifierConfig(network="crop-network", width=0.25, encoding=EncodingConfig(removed="cut", coordinates=True)),
+        prepared_digits["train"],
+        views_per_image=0,
+        batch_size=32,
+        epochs=3,
     )

@@ -16,7 +16,7 @@ class TrainingConfig:
     batch_size: int = 128
     """Images a step, all workers together."""
     views_per_image: int = 1
-    """Random views cut out of each image in a step."""
+    """Random views of each image in a step; 0: all of them, in one pass where the network offers it."""
     view_sampling: Literal["image", "batch"] = "image"
     """image: each image gets views of its own; batch: one draw for all images of a batch, as DRS published."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -39,6 +39,12 @@ class TrainingConfig:
     """shift: random translation with zeros outside; shift_flip: and a random mirror image."""
     shift_pixels: int = 4
     """Largest translation of the augmentation, in pixels."""
+    objective: Literal["cross_entropy", "certified_margin"] = "cross_entropy"
+    """cross_entropy: of each view. certified_margin: mixes in a hinge on the lead that the worst patch leaves."""
+    margin_patch: str = ""
+    """Patch that certified_margin trains against, such as 5x5 or 2%."""
+    margin_weight: float = 0.5
+    """Share of the hinge in the loss of certified_margin, in (0, 1]; reached by half of the run, rising from 0."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes, in [0, 1)."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -60,9 +66,19 @@ class TrainingConfig:
                 raise TrainingError(
                     f"training: {field.name} is one of {', '.join(choices)}, not {getattr(self, field.name)!r}."
                 )
-        for name in ("epochs", "batch_size", "views_per_image", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training: {name} must be at least 1, not {getattr(self, name)}.")
+        if self.views_per_image < 0:
+            raise TrainingError(
+                f"training: views_per_image must be positive, or 0 for all views; not {self.views_per_image}."
+            )
+        if self.views_per_image == 0 and self.view_sampling == "batch":
+            raise TrainingError(
+                "training: view_sampling 'batch' has no effect when views_per_image is 0: all views, no draw.\n"
+                "  Leave view_sampling at image, or set --training.views-per-image to 1 or more"
+            )
+        self._check_objective()
         if not 0 < self.learning_rate < math.inf:
             raise TrainingError(f"training: learning_rate must be > 0, not {self.learning_rate}.")
         if not 0 <= self.momentum < 1:
@@ -83,3 +99,26 @@ class TrainingConfig:
                 "training: augmentation 'shift' by 0 pixels has no effect.\n"
                 "  Set --training.shift-pixels to 1 or more, or --training.augmentation none"
             )
+
+    def _check_objective(self) -> None:
+        if self.objective == "cross_entropy":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in ("margin_patch", "margin_weight") and value != field.default:
+                    raise TrainingError(
+                        f"training: {field.name} {value!r} has no effect on cross_entropy.\n"
+                        "  Leave it out, or set --training.objective certified_margin"
+                    )
+            return
+        if self.views_per_image != 0:
+            raise TrainingError(
+                f"training: certified_margin needs all views of an image in a step, not {self.views_per_image}.\n"
+                "  Set --training.views-per-image 0"
+            )
+        if not self.margin_patch:
+            raise TrainingError(
+                "training: certified_margin needs the patch to train against.\n"
+                "  Name it, for example --training.margin-patch 5x5"
+            )
+        if not 0 < self.margin_weight <= 1:
+            raise TrainingError(f"training: margin_weight must lie in (0, 1], not {self.margin_weight}.")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from patchcert.errors import TrainingError
@@ -15,6 +14,7 @@ from patchcert.models.classifier import BaseClassifier
 from patchcert.training.augmentation import augment
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import Batch, Feed
+from patchcert.training.objective import Objective
 from patchcert.training.schedule import learning_rate_at
 
 # Looking at the loss waits for the device; once in a while is soon enough to stop a diverged run.
@@ -26,7 +26,7 @@ class EpochFigures:
     """What one epoch of one worker measured.
 
     Attributes:
-        loss: mean cross-entropy over the views of the epoch.
+        loss: mean of the objective over the steps of the epoch.
         view_accuracy: share of training views classified correctly, in [0, 1].
         images_per_second: images this worker consumed per second.
         learning_rate: rate of the last step.
@@ -39,7 +39,7 @@ class EpochFigures:
 
 
 class Trainer:
-    """Trains a base classifier on random views of images.
+    """Trains a base classifier on random views of images, or on all of them.
 
     Every random choice (images, views, augmentation) is drawn from generators made of (seed, epoch, rank), so a run
     that is resumed at an epoch continues as if it had never stopped.
@@ -68,6 +68,8 @@ class Trainer:
         self.classifier, self.config, self.feed, self.device, self.rank = classifier, config, feed, device, rank
         self._forward = parallel if parallel is not None else classifier
         self.optimizer = _optimizer(classifier, config)
+        self.objective = Objective(config, classifier.views, device)
+        self._views_per_image = config.views_per_image or classifier.views.num_views
         self.next_epoch = 0
         self.total_steps = config.epochs * feed.steps_per_epoch
 
@@ -86,12 +88,13 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         started, num_images, num_views, rate = time.perf_counter(), 0, 0, 0.0
         for step, (images_BCHW, labels_B) in enumerate(self.feed.epoch(epoch)):
-            rate = learning_rate_at(config, epoch * self.feed.steps_per_epoch + step, self.total_steps)
-            loss, num_correct = self._step(images_BCHW, labels_B, generator, rate)
+            steps_done = epoch * self.feed.steps_per_epoch + step
+            rate = learning_rate_at(config, steps_done, self.total_steps)
+            loss, num_correct = self._step(images_BCHW, labels_B, generator, rate, steps_done / self.total_steps)
             losses.append(loss)
             correct += num_correct
             num_images += len(images_BCHW)
-            num_views += len(images_BCHW) * config.views_per_image
+            num_views += len(images_BCHW) * self._views_per_image
             if step % _STEPS_BETWEEN_CHECKS == 0:
                 self._check(losses, epoch, rate)
         self._check(losses, epoch, rate)
@@ -104,25 +107,30 @@ class Trainer:
         )
 
     def _step(
-        self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, generator: torch.Generator, rate: float
+        self,
+        images_BCHW: torch.Tensor,
+        labels_B: torch.Tensor,
+        generator: torch.Generator,
+        rate: float,
+        progress: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config, device = self.config, self.device
         images_BCHW = images_BCHW.to(device, non_blocking=True)
         labels_B = labels_B.to(device, non_blocking=True)
         images_BCHW = augment(images_BCHW, config, generator)
-        rows = len(images_BCHW) if config.view_sampling == "image" else 1
-        views_Bn = torch.randint(self.classifier.views.num_views, (rows, config.views_per_image), generator=generator)
+        views_Bn = None
+        if config.views_per_image:
+            shape = (len(images_BCHW) if config.view_sampling == "image" else 1, config.views_per_image)
+            views_Bn = torch.randint(self.classifier.views.num_views, shape, generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits_BnK = self._forward(images_BCHW, views_Bn.to(device))
-        targets = labels_B[:, None].expand(-1, config.views_per_image).flatten()
-        logits = logits_BnK.flatten(0, 1)
-        loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+            logits_BnK = self._forward(images_BCHW, views_Bn)
+        loss = self.objective(logits_BnK, labels_B, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == targets).sum()
+        return loss.detach(), (logits_BnK.detach().argmax(2) == labels_B[:, None]).sum()
 
     def _check(self, losses: list[torch.Tensor], epoch: int, rate: float) -> None:
         recent = torch.stack(losses[-_STEPS_BETWEEN_CHECKS - 1 :])

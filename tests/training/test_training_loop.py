@@ -7,12 +7,13 @@ import torch
 from scipy.stats import chisquare
 
 from patchcert.errors import TrainingError
-from patchcert.geometry import BandViews, CropViews
+from patchcert.geometry import BandViews, CropViews, Patch
 from patchcert.models.checkpoint import initial_classifier
 from patchcert.models.config import ClassifierConfig
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import open_feed
 from patchcert.training.loop import Trainer, view_accuracy
+from patchcert.training.objective import certified_margins
 from patchcert.training.schedule import learning_rate_at
 from patchcert.views.encoding import EncodingConfig
 
@@ -270,3 +271,53 @@ class TestViewAccuracy:
             view_accuracy(column_digits.classifier, batches, CPU, views_per_image=1, seed=seed) for seed in (1, 1, 2)
         )
         assert one == same != other
+
+
+class TestAllViewsInOneStep:
+    def test_one_pass_networks_learn_the_digits(self, one_pass_bands_digits, one_pass_crops_digits, prepared_digits):
+        TestLearning().check(one_pass_bands_digits, prepared_digits["validation"], at_least=0.45)
+        TestLearning().check(one_pass_crops_digits, prepared_digits["validation"], at_least=0.3)
+
+    @pytest.mark.parametrize("network", ["drs-mnist-cnn", "band-network"])
+    def test_every_view_of_every_image_counts_once(self, prepared_digits, network):
+        views = BandViews(image_size=(32, 32), width=4, stride=7)
+        encoding = EncodingConfig(removed="cut" if network == "band-network" else "null")
+        config = ClassifierConfig(network=network, width=0.1, encoding=encoding)
+        training = TrainingConfig(epochs=1, batch_size=50, views_per_image=0)
+        trainer = trainer_of(prepared_digits["validation"], training, config, views)
+        seen = []
+        trainer.classifier.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach()))
+        labels = torch.cat([labels for _, labels in trainer.feed.epoch(0)])
+
+        figures = trainer.run_epoch()
+
+        logits_NVK = torch.cat(seen).double()
+        assert logits_NVK.shape == (len(labels), 5, 10)
+        losses = torch.nn.functional.cross_entropy(logits_NVK.flatten(0, 1), labels.repeat_interleave(5))
+        assert figures.loss == pytest.approx(float(losses), rel=1e-5)
+        assert figures.view_accuracy == float((logits_NVK.argmax(2) == labels[:, None]).double().mean())
+
+    def test_the_certified_objective_learns_leads_that_survive_a_patch(self, prepared_digits):
+        views = BandViews(image_size=(32, 32), width=4)
+        encoding = EncodingConfig(removed="cut", coordinates=True)
+        config = ClassifierConfig(network="band-network", width=0.15, encoding=encoding)
+        training = TrainingConfig(
+            epochs=4,
+            batch_size=32,
+            views_per_image=0,
+            optimizer="adamw",
+            learning_rate=6e-3,
+            weight_decay=1e-2,
+            objective="certified_margin",
+            margin_patch="3x3",
+            margin_weight=0.9,
+        )
+        trainer = trainer_of(prepared_digits["train"], training, config, views)
+        for _ in range(training.epochs):
+            trainer.run_epoch()
+        affected_PV = torch.from_numpy(views.incidence(Patch(height=3, width=3), only_undominated=True)).float()
+        images = prepared_digits["validation"].read_all()
+        with torch.no_grad():
+            logits_BVK = trainer.classifier.eval()(torch.from_numpy(images.images_NHWC).permute(0, 3, 1, 2))
+        margins_B = certified_margins(logits_BVK, torch.from_numpy(images.labels_N), affected_PV)
+        assert (margins_B > 0).float().mean() > 0.2

@@ -3,13 +3,15 @@ import pytest
 from patchcert.errors import TrainingError
 from patchcert.training.config import TrainingConfig
 
+MARGIN = {"objective": "certified_margin", "margin_patch": "5x5", "views_per_image": 0}
+
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"views_per_image": 0}, "views_per_image must be at least 1, not 0"),
+        ({"views_per_image": -1}, "views_per_image must be positive, or 0 for all views; not -1"),
         ({"checkpoint_every": -3}, "checkpoint_every must be at least 1, not -3"),
         ({"learning_rate": 0.0}, r"learning_rate must be > 0, not 0\.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be > 0, not nan"),
@@ -29,6 +31,14 @@ from patchcert.training.config import TrainingConfig
         ({"augmentation": "flip"}, "augmentation is one of none, shift, shift_flip, not 'flip'"),
         ({"view_sampling": "all"}, "view_sampling is one of image, batch, not 'all'"),
         ({"precision": "float16"}, "precision is one of float32, bfloat16, not 'float16'"),
+        ({"views_per_image": 0, "view_sampling": "batch"}, "'batch' has no effect when views_per_image is 0"),
+        ({"objective": "margin"}, "objective is one of cross_entropy, certified_margin, not 'margin'"),
+        ({"margin_patch": "5x5"}, "margin_patch '5x5' has no effect on cross_entropy"),
+        ({"margin_weight": 0.2}, r"margin_weight 0\.2 has no effect on cross_entropy"),
+        ({"objective": "certified_margin", "margin_patch": "5x5"}, "needs all views of an image in a step, not 1"),
+        ({"objective": "certified_margin", "views_per_image": 0}, "needs the patch to train against"),
+        ({**MARGIN, "margin_weight": 0.0}, r"margin_weight must lie in \(0, 1\], not 0\.0"),
+        ({**MARGIN, "margin_weight": 1.1}, r"not 1\.1"),
         ({"split": "test"}, "split is one of train, trainval, not 'test'"),
     ],
 )
