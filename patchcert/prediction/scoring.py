@@ -41,8 +41,9 @@ def score_views(
 ) -> ScoredViews:
     """Scores every view of every image.
 
-    All forward passes have one shape, which settings, view set and device decide (the last ones are padded and cut),
-    so a score depends on the image and not on the images that came with it or how many they were.
+    A network that offers to score all views of an image in one pass is asked to; any other gets chunks of views. All
+    forward passes have one shape, which settings, view set and device decide (the last ones are padded and cut), so a
+    score depends on the image and not on the images that came with it or how many they were.
 
     Args:
         classifier: in evaluation mode, on ``device``.
@@ -57,11 +58,15 @@ def score_views(
     Raises:
         ModelError: a score that is not finite; names the images.
     """
-    num_views, num_classes = classifier.views.num_views, classifier.num_classes
-    chunk = config.views_per_chunk(classifier.views.view_size, device.type)
-    chunk_images = max(1, chunk // num_views)
-    # Chunks of equal size: less padding in the last one.
-    chunk_views = -(-num_views // -(-num_views // min(chunk, num_views)))
+    num_views = classifier.views.num_views
+    if classifier.one_pass:
+        chunk_images = config.images_per_pass(num_views, classifier.views.image_size, device.type)
+        chunk_views = num_views
+    else:
+        chunk = config.views_per_chunk(classifier.cutter.view_size, device.type)
+        chunk_images = max(1, chunk // num_views)
+        # Chunks of equal size: less padding in the last one.
+        chunk_views = -(-num_views // -(-num_views // min(chunk, num_views)))
     floor = rounded_score(config.score_floor) if config.score_floor > 0 else None
     # A copy where the caller's array is read-only, which torch cannot express.
     images = torch.from_numpy(np.require(images_NHWC.transpose(0, 3, 1, 2), requirements=["C", "W"]))
@@ -81,9 +86,11 @@ def score_views(
             views_1n = (torch.arange(start, start + chunk_views, device=device) % num_views)[None]
             real_views = min(chunk_views, num_views - start)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                inputs = classifier.cutter.cut(pixels_BCHW, views_1n).contiguous(memory_format=torch.channels_last)
-                logits = classifier.network(inputs).float()
-            logits_BnK = logits.view(chunk_images, chunk_views, num_classes)[:real, :real_views]
+                if classifier.one_pass:
+                    logits_BnK = classifier.all_views(pixels_BCHW)
+                else:
+                    logits_BnK = classifier.some_views(pixels_BCHW, views_1n)
+            logits_BnK = logits_BnK[:real, :real_views]
             _check_finite(logits_BnK, first, image_ids)
             # argmax returns the first of equal values: the lower class wins a tie.
             where = np.s_[first : first + real, start : start + real_views]

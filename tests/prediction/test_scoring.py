@@ -9,6 +9,7 @@ from patchcert.data import DataConfig, prepare
 from patchcert.errors import ModelError, ResourceError
 from patchcert.geometry import BandViews, CropViews
 from patchcert.models.checkpoint import initial_classifier
+from patchcert.models.classifier import BaseClassifier
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
 from patchcert.prediction.devices import find_device
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.9)
 
 
-@pytest.fixture(params=["column_digits", "crop_digits"])
+@pytest.fixture(params=["column_digits", "crop_digits", "one_pass_bands_digits", "one_pass_crops_digits"])
 def model(request):
     return request.getfixturevalue(request.param).classifier
 
@@ -128,9 +129,37 @@ def test_all_forward_passes_have_one_shape(model, images_NHWC, chunk_views):
             score(model, images_NHWC[:num_images], chunk_views=chunk_views)
     finally:
         hook.remove()
-    ((num_views, *shape),) = shapes
-    assert shape == [model.cutter.num_input_channels, *model.views.view_size]
-    assert num_views <= PredictionConfig(chunk_views=chunk_views).views_per_chunk(model.views.view_size, "cpu")
+    ((num_inputs, *shape),) = shapes
+    config = PredictionConfig(chunk_views=chunk_views)
+    if model.one_pass:
+        assert shape == [model.cutter.num_input_channels, *(32 + side - 1 for side in last_window(model.views))]
+        assert num_inputs == config.images_per_pass(model.views.num_views, (32, 32), "cpu")
+        assert num_inputs == (16 if chunk_views == 0 else max(1, chunk_views // model.views.num_views))
+    else:
+        assert shape == [model.cutter.num_input_channels, *model.views.view_size]
+        assert num_inputs <= config.views_per_chunk(model.views.view_size, "cpu")
+
+
+def last_window(views):
+    """Pixels from the image's last one to the end of the last view, both counted; 1 on an axis that is not left."""
+    (last_row, last_column), (height, width) = (
+        views.starts[-1],
+        (len(views.row_indices[0]), len(views.column_indices[0])),
+    )
+    return last_row + height - 31, last_column + width - 31
+
+
+@pytest.mark.parametrize("views", ["one_pass_bands_digits", "one_pass_crops_digits"])
+@pytest.mark.parametrize("chunk_views", [0, 1])
+def test_one_pass_casts_the_votes_of_the_generic_path(request, images_NHWC, views, chunk_views, monkeypatch):
+    model = request.getfixturevalue(views).classifier
+    together = score(model, images_NHWC, chunk_views=chunk_views, score_floor=0.001)
+    monkeypatch.setattr(BaseClassifier, "one_pass", False)
+    alone = score(model, images_NHWC, score_floor=0.001)
+    np.testing.assert_array_equal(together.top_classes_NV, alone.top_classes_NV)
+    for threshold in THRESHOLDS:
+        np.testing.assert_array_equal(votes_of(together, threshold, 10), votes_of(alone, threshold, 10))
+    assert np.abs(dense_scores(together, 10) - dense_scores(alone, 10)).max() <= 1
 
 
 @pytest.mark.parametrize("chunk_views", [0, 40, 3000])
