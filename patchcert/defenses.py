@@ -34,6 +34,7 @@ class Defense:
 
 _DRS = "Levine & Feizi 2020, (De)randomized smoothing"
 _RC = "Certified robustness via randomized cropping (ICLR 2021 submission)"
+_BAGCERT = "Metzen & Yatsura 2021 (BagCert)"
 _SOUND = ("counting", "placement")
 
 DEFENSES: dict[str, Defense] = {
@@ -72,6 +73,24 @@ DEFENSES: dict[str, Defense] = {
             source=_RC,
             views=lambda image_size, size: CropViews(image_size=image_size, crop_size=(size, size), domain="valid"),
             encoding=EncodingConfig(removed="cut", positional_bound=0.1),
+            certificates=(*_SOUND, "random_crops_reported"),
+            size_means="side of a crop",
+        ),
+        Defense(
+            name="bandnet",
+            title="column smoothing, all columns in one pass",
+            source=f"{_DRS}; one pass in the manner of {_BAGCERT}",
+            views=lambda image_size, size: BandViews(image_size=image_size, width=size, axis="column"),
+            encoding=EncodingConfig(removed="cut", coordinates=True),
+            certificates=_SOUND,
+            size_means="width of a column band",
+        ),
+        Defense(
+            name="cropnet",
+            title="cropping, all crops in one pass",
+            source=f"{_RC}; one pass in the manner of {_BAGCERT}",
+            views=lambda image_size, size: CropViews(image_size=image_size, crop_size=(size, size), domain="valid"),
+            encoding=EncodingConfig(removed="cut", coordinates=True),
             certificates=(*_SOUND, "random_crops_reported"),
             size_means="side of a crop",
         ),

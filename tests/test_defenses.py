@@ -22,8 +22,10 @@ from patchcert.votes import VotePart
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 40
-STRIDES = {"column": 1, "row": 1, "block": 3, "crop": 2}
-EPOCHS = {"column": 5, "row": 5, "block": 5, "crop": 10}
+SIZES = {"column": 8, "row": 8, "block": 14, "crop": 12, "bandnet": 8, "cropnet": 12}
+STRIDES = {"column": 1, "row": 1, "block": 3, "crop": 2, "bandnet": 1, "cropnet": 2}
+EPOCHS = {"column": 5, "row": 5, "block": 5, "crop": 10, "bandnet": 5, "cropnet": 8}
+NETWORKS = {"crop": "resnet9", "bandnet": "band-network", "cropnet": "crop-network"}
 
 
 def votes_of(classifier, images_NHWC, rule):
@@ -44,20 +46,23 @@ def counts_of(votes, num_classes):
     return (votes[..., None] == np.arange(num_classes)).sum(axis=1)
 
 
-@pytest.fixture(scope="module", params=["column", "row", "block", "crop"])
+@pytest.fixture(scope="module", params=DEFENSES)
 def defended(request, prepared_digits):
     """A classifier of the defense, trained for a few epochs on real digits of 32x32."""
     defense = DEFENSES[request.param]
-    views = defense.views((32, 32), {"column": 8, "row": 8, "block": 14, "crop": 12}[request.param])
+    views = defense.views((32, 32), SIZES[request.param])
     # Fewer starts keep the test short; strides that do not divide 32 are part of it.
     views = dataclasses.replace(views, stride=STRIDES[request.param])
+    one_pass = request.param in ("bandnet", "cropnet")
     network = ClassifierConfig(
-        network="resnet9" if request.param == "crop" else "drs-mnist-cnn", width=0.125, encoding=defense.encoding
+        network=NETWORKS.get(request.param, "drs-mnist-cnn"),
+        width=0.2 if one_pass else 0.125,
+        encoding=defense.encoding,
     )
     training = TrainingConfig(
         epochs=EPOCHS[request.param],
         batch_size=64,
-        views_per_image=4,
+        views_per_image=0 if one_pass else 4,
         optimizer="adamw",
         learning_rate=6e-3,
         weight_decay=1e-2,
