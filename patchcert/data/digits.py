@@ -11,7 +11,7 @@ from PIL import Image
 
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.sources import RowSource, SourceRow
+from patchcert.data.rows import RowSource, SourceRow
 
 _NUM_ROWS = {"train": 1_297, "test": 500}
 _SIZE = (32, 32)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from patchcert.data.parallel import ordered_map
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.sources import RowSource, SourceRow, fingerprint
+from patchcert.data.rows import RowSource, SourceRow, fingerprint
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 

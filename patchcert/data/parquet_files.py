@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.sources import RowSource, SourceRow, fingerprint
+from patchcert.data.rows import RowSource, SourceRow, fingerprint
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 

@@ -32,7 +32,8 @@ from patchcert.data.prepared import (
     row_digest,
 )
 from patchcert.data.registry import DatasetSpec, dataset_names, dataset_spec
-from patchcert.data.sources import Source, SourceRow, open_source
+from patchcert.data.rows import Source, SourceRow
+from patchcert.data.sources import open_source
 from patchcert.data.splits import SplitRows, SplitSources, find_split
 from patchcert.data.storage import Folder, write_error
 from patchcert.errors import DatasetError, ImageError, ResourceError

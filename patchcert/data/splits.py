@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from patchcert.data.config import DataConfig
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.sources import RowSource, Source, SourceRow
+from patchcert.data.rows import RowSource, Source, SourceRow
 from patchcert.errors import DatasetError, ImageError
 
 

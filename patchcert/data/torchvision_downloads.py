@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.sources import DATA_VARIABLE, RowSource, SourceRow
+from patchcert.data.rows import DATA_VARIABLE, RowSource, SourceRow
 from patchcert.errors import DatasetError
 
 
