@@ -18,6 +18,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/certificates.py
+	$(BIN)/python benchmarks/prediction.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
