@@ -1,7 +1,9 @@
 """A part of a vote table and questions in, per-image answers out; from all parts, one row of accuracies a question."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,18 @@ from patchcert.certificates import (
     certify_placement,
     certify_random_crops_reported,
     predict,
+    score_margins,
     wilson_interval,
 )
 from patchcert.errors import StudyError
-from patchcert.studies.questions import Question
+from patchcert.studies.questions import Question, doubtful_scores
 from patchcert.studies.subject import Subject
-from patchcert.votes import VotePart, draw_views
+from patchcert.votes import SCORE_SCALE, VotePart, draw_views, rounded_score
 
 CHUNK_BYTES = 2**26
+FARTHEST = 2**12
+"""Score margins are searched for up to this many stored units (1/16 of the range of scores)."""
+_ONE_UNIT = Fraction(1, SCORE_SCALE)
 
 ANSWER_COLUMNS = (
     "defense",
@@ -65,7 +71,10 @@ class PartAnswers:
         columns: arrays of equal length, by name: ``image_id``, ``label``, ``base_correct`` (number of views whose top
             class is the label), and for the questions
             ``prediction/<ballot key>`` uint16, ``certified/<key>`` bool (whether the prediction is right or wrong),
-            ``margin/<key>`` int32 (deterministic ones: votes to spare), ``confidence/<confidence key>`` float64.
+            ``margin/<key>`` int32 (deterministic ones: votes to spare), ``confidence/<confidence key>`` float64. By a
+            threshold, ``near_threshold/<key>`` bool (whether certified only because no score within one stored unit of
+            the threshold is counted for the attacker), and where the question asks for it ``score_margin/<key>``
+            float64 (how far all scores may be off with the verdict of the plain rule unchanged, in whole stored units).
             Questions with several repeats have ``correct/<ballot key>`` and ``certified_correct/<key>`` instead of the
             first two: the share of repeats, float32, whose prediction is the label, and is certified besides; their
             confidence is the mean.
@@ -177,7 +186,9 @@ def summarise(
                 "num_draws": question.num_draws,
                 "min_confidence": np.nan if question.min_confidence is None else question.min_confidence,
                 "feasible": question.feasible,
-                "note": "; ".join(text for text in (question.note, quarantine) if text),
+                "note": "; ".join(
+                    text for text in (question.note, _hanging(per_image, question, labels_N), quarantine) if text
+                ),
                 "base_accuracy": base_accuracy,
                 "clean_accuracy": clean / subject.evaluated,
                 "certified_accuracy": certified / subject.evaluated,
@@ -250,7 +261,10 @@ def _chunks(part: VotePart, questions: Sequence[Question], chunk_bytes: int) -> 
 def _bytes_per_image(num_classes: int, question: Question) -> int:
     if question.samples:
         return 8 * (3 * question.repeats * num_classes + 4 * max(question.num_draws, question.num_views))
-    return question.num_views * (8 if question.vote_threshold is None else num_classes)
+    if question.vote_threshold is None:
+        return question.num_views * 8
+    # Beside the votes: stored scores and doubts, and for margins several arrays of floats.
+    return question.num_views * num_classes * (40 if question.keeps_score_margin else 8)
 
 
 def _answer(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[str, np.ndarray]:
@@ -270,8 +284,10 @@ def _answer(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[s
 def _all_views(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[str, np.ndarray]:
     """Answers of questions that share a vote rule and count the votes of all views."""
     threshold = questions[0].vote_threshold
-    votes = part.votes("top_class") if threshold is None else part.votes(vote_threshold=threshold)
-    counts_NK = _count(votes, part.num_classes) if threshold is None else votes.sum(axis=1, dtype=np.int64)
+    if threshold is not None:
+        return _by_threshold(part, views, questions, threshold)
+    votes = part.votes("top_class")
+    counts_NK = _count(votes, part.num_classes)
     columns = {f"prediction/{questions[0].ballot_key}": predict(counts_NK).astype(np.uint16)}
     for question in questions:
         if question.certificate == "fresh_draw":
@@ -281,12 +297,98 @@ def _all_views(part: VotePart, views: Any, questions: Sequence[Question]) -> dic
             columns[f"certified/{question.key}"] = columns[confidence] >= question.min_confidence
             continue
         if question.certificate == "counting":
-            outcome = certify_counting(counts_NK, question.affected)
+            margin_N = certify_counting(counts_NK, question.affected).margin_N
         else:
-            outcome = certify_placement(votes, views, question.patch, num_classes=part.num_classes)
-        columns[f"certified/{question.key}"] = outcome.certified_N
-        columns[f"margin/{question.key}"] = np.asarray(outcome.margin_N, dtype=np.int32)
+            margin_N = certify_placement(votes, views, question.patch, num_classes=part.num_classes).margin_N
+        columns |= _verdicts(question, margin_N)
     return columns
+
+
+def _by_threshold(part: VotePart, views: Any, questions: Sequence[Question], threshold: float) -> dict[str, np.ndarray]:
+    """Answers of questions that share a threshold, with what an error of the scores could do to them."""
+    scores_NVK = part.stored_scores()
+    votes_NVK = part.votes(vote_threshold=threshold)
+    counts_NK = votes_NVK.sum(axis=1, dtype=np.int64)
+    predictions_N = predict(counts_NK)
+    columns = {f"prediction/{questions[0].ballot_key}": predictions_N.astype(np.uint16)}
+
+    def margins(question: Question, doubtful_NVK: np.ndarray | None, rows: Any = slice(None)) -> np.ndarray:
+        if question.certificate == "counting":
+            if doubtful_NVK is None:
+                return np.asarray(certify_counting(counts_NK[rows], question.affected).margin_N)
+            return _counting_margins(votes_NVK[rows], predictions_N[rows], question.affected, doubtful_NVK[rows])
+        doubtful = None if doubtful_NVK is None else doubtful_NVK[rows]
+        return np.asarray(certify_placement(votes_NVK[rows], views, question.patch, doubtful=doubtful).margin_N)
+
+    near_NVK = _within(scores_NVK, threshold, _ONE_UNIT)
+    for tolerance in dict.fromkeys(question.score_tolerance for question in questions):
+        doubtful_NVK, more_NVK, both_NVK = None, near_NVK, near_NVK
+        if tolerance:
+            doubtful_NVK = _within(scores_NVK, threshold, tolerance)
+            more_NVK, both_NVK = near_NVK & ~doubtful_NVK, doubtful_NVK | near_NVK
+        num_more_N = np.bincount(
+            np.flatnonzero(more_NVK) // math.prod(more_NVK.shape[1:]), minlength=len(predictions_N)
+        )
+        for question in (question for question in questions if question.score_tolerance == tolerance):
+            margin_N = margins(question, doubtful_NVK)
+            columns |= _verdicts(question, margin_N)
+            # A doubtful vote takes at most one vote from a margin: few images need a second look.
+            rows = np.flatnonzero((margin_N >= 0) & (num_more_N > margin_N))
+            hangs_N = np.zeros(len(margin_N), dtype=bool)
+            hangs_N[rows] = margins(question, both_NVK, rows) < 0
+            columns[f"near_threshold/{question.key}"] = hangs_N
+            if question.keeps_score_margin and part.score_floor is not None:
+                columns |= _score_margins(scores_NVK, views, question, threshold, part.score_floor)
+    return columns
+
+
+def _verdicts(question: Question, margin_N: np.ndarray | None) -> dict[str, np.ndarray]:
+    margins = np.asarray(margin_N, dtype=np.int32)
+    return {f"certified/{question.key}": margins >= 0, f"margin/{question.key}": margins}
+
+
+def _within(scores_NVK: np.ndarray, threshold: float, tolerance: float | Fraction) -> np.ndarray:
+    """Which stored scores lie within a tolerance of the threshold; those below the score floor are not stored."""
+    lowest, highest = doubtful_scores(threshold, tolerance)
+    return (scores_NVK >= max(lowest, 1)) & (scores_NVK <= highest)
+
+
+def _counting_margins(
+    votes_NVK: np.ndarray, predictions_N: np.ndarray, affected: int, doubtful_NVK: np.ndarray
+) -> np.ndarray:
+    """Margins of ``certify_counting`` for an attacker who also decides on every doubtful vote.
+
+    He denies the prediction its doubtful votes and casts those of each rival, then moves ``affected`` votes as before.
+    """
+    certain_NK = (votes_NVK & ~doubtful_NVK).sum(axis=1, dtype=np.int64)
+    rivals_NK = (votes_NVK | doubtful_NVK).sum(axis=1, dtype=np.int64)
+    rivals_NK += np.arange(rivals_NK.shape[1]) < predictions_N[:, None]
+    np.put_along_axis(rivals_NK, predictions_N[:, None], -1, axis=1)
+    own_N = np.take_along_axis(certain_NK, predictions_N[:, None], axis=1)[:, 0]
+    return np.asarray(own_N - rivals_NK.max(axis=1) - 2 * affected)
+
+
+def _score_margins(
+    scores_NVK: np.ndarray, views: Any, question: Question, threshold: float, score_floor: float
+) -> dict[str, np.ndarray]:
+    """The column of score margins, or none if no score below the threshold is stored."""
+    # Further down than the score floor nothing is known; a power of two makes the search end on whole units.
+    room = math.floor(Fraction(repr(threshold)) * SCORE_SCALE) - rounded_score(score_floor)
+    if room < 1:
+        return {}
+    halvings = min(FARTHEST, room).bit_length() - 1
+    units = float(Fraction(repr(threshold)) * SCORE_SCALE)
+    if math.ceil(units) < rounded_score(threshold):
+        units = math.nextafter(units, math.inf)
+    margin_N = score_margins(
+        scores_NVK,
+        views,
+        question.patch,
+        vote_threshold=units,
+        max_tolerance=2.0**halvings,
+        num_halvings=max(halvings, 1),
+    )
+    return {f"score_margin/{question.key}": np.floor(margin_N) / SCORE_SCALE}
 
 
 def _fresh_draw_confidence(votes_NV: np.ndarray, views: Any, question: Question, num_classes: int) -> np.ndarray:
@@ -357,6 +459,22 @@ def _successes(per_image: pa.Table, question: Question, labels_N: np.ndarray) ->
     correct_N = np.asarray(per_image[f"prediction/{question.ballot_key}"]) == labels_N
     certified_N = np.asarray(per_image[f"certified/{question.key}"])
     return int(correct_N.sum()), int((correct_N & certified_N).sum())
+
+
+def _hanging(per_image: pa.Table, question: Question, labels_N: np.ndarray) -> str:
+    """Says how many images of the certified accuracy would fall with a single vote, or with a score's last digit."""
+    if f"margin/{question.key}" not in per_image.column_names:
+        return ""
+    correct_N = np.asarray(per_image[f"prediction/{question.ballot_key}"]) == labels_N
+    counted_N = correct_N & np.asarray(per_image[f"certified/{question.key}"])
+    if not counted_N.any():
+        return ""
+    margin_N = np.asarray(per_image[f"margin/{question.key}"])
+    text = f"{(counted_N & (margin_N == 0)).sum()} of {counted_N.sum()} certified images hang on one vote"
+    if question.vote_threshold is None:
+        return text
+    near_N = np.asarray(per_image[f"near_threshold/{question.key}"])
+    return f"{text}, {(counted_N & near_N).sum()} on scores within 1/{SCORE_SCALE} of the threshold"
 
 
 def _check_images(per_image: pa.Table, subject: Subject) -> None:

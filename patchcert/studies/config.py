@@ -81,6 +81,10 @@ class StudyConfig:
     """counting, placement, fresh_draw (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
     vote_thresholds: tuple[float, ...] = ()
     """A view votes for every class whose score reaches this; each in (0, 1] and at least the table's score floor."""
+    score_tolerance: float = 0.0
+    """Above 0: every vote by a threshold whose score lies within this of the threshold counts for the attacker."""
+    score_margins: bool = True
+    """Keep per image how far scores may be off, for placement at the headline setting of a threshold rule."""
     top_class: bool = True
     """Ask under the top-class rule too: each view votes for its best class."""
     num_draws: tuple[int, ...] = ()
@@ -116,6 +120,11 @@ class StudyConfig:
                 if not 0 < value <= 1 or (low_open and value == 1):
                     bounds = "(0, 1)" if low_open else "(0, 1]"
                     raise StudyError(f"study: {name} holds {value}, outside {bounds}.\n  Give fractions such as 0.3.")
+        if not 0 <= self.score_tolerance < 1:
+            raise StudyError(
+                f"study: score_tolerance is {self.score_tolerance}, outside [0, 1).\n"
+                "  Give an error of scores such as 0.001, or 0 for none."
+            )
         for value in (*self.num_draws, self.repeats):
             if value < 1:
                 raise StudyError(

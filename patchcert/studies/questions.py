@@ -1,15 +1,17 @@
 """A grid of settings and a view set in, the list of questions that one vote table answers out."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, Literal
 
 from patchcert.certificates import reported_feasibility
 from patchcert.errors import StudyError
 from patchcert.geometry import Patch
 from patchcert.studies.config import CERTIFICATES, CertificateKind, StudyConfig
-from patchcert.votes import rounded_score
+from patchcert.votes import SCORE_SCALE, rounded_score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class Question:
         affected: most views that one placement touches.
         num_views: views of an image.
         vote_threshold: score from which a class gets a vote; None for the top-class rule.
+        score_tolerance: votes whose score lies within this of the threshold count for the attacker; 0 for none.
+        keeps_score_margin: whether to find how far scores may be off before each verdict might change.
         replacement: whether views are drawn with replacement; None when all views vote.
         num_draws: views that are drawn, or all views.
         min_confidence: confidence from which an image counts as certified; None for theorems.
@@ -36,6 +40,8 @@ class Question:
     affected: int
     num_views: int
     vote_threshold: float | None = None
+    score_tolerance: float = 0.0
+    keeps_score_margin: bool = False
     replacement: bool | None = None
     num_draws: int
     min_confidence: float | None = None
@@ -83,7 +89,25 @@ class Question:
     def key(self) -> str:
         """Names the question within a study; the same settings give the same key for ever."""
         least = "" if self.min_confidence is None else f"/confidence>={self.min_confidence:g}"
-        return f"{self.confidence_key}{least}"
+        doubt = "" if self.score_tolerance == 0 else f"/tolerance={self.score_tolerance:g}"
+        return f"{self.confidence_key}{least}{doubt}"
+
+
+def doubtful_scores(vote_threshold: float, tolerance: float | Fraction) -> tuple[int, int]:
+    """The stored scores that lie within a tolerance of a threshold.
+
+    Both are taken as the decimal numbers they print as, as ``rounded_score`` does.
+
+    Args:
+        vote_threshold: score from which a class gets a vote.
+        tolerance: largest distance from it, as a score, >= 0.
+
+    Returns:
+        The least and the greatest of them, in units of 1 / SCORE_SCALE; may lie outside [0, SCORE_SCALE].
+    """
+    at = Fraction(repr(float(vote_threshold)))
+    within = tolerance if isinstance(tolerance, Fraction) else Fraction(repr(float(tolerance)))
+    return math.ceil((at - within) * SCORE_SCALE), math.floor((at + within) * SCORE_SCALE)
 
 
 def questions(
@@ -105,8 +129,8 @@ def questions(
         Questions with distinct keys. Threshold rules come before the top-class rule.
 
     Raises:
-        StudyError: a threshold below the score floor, random crops of a view set that is not made of crops, more
-            views than there are drawn without replacement.
+        StudyError: a threshold, or what lies within the tolerance of one, below the score floor, random crops of a view
+            set that is not made of crops, more views than there are drawn without replacement.
         GeometryError: a patch that cannot be read or does not fit inside the image.
     """
     _check_thresholds(config, score_floor)
@@ -136,7 +160,14 @@ def questions(
     for threshold in (*config.vote_thresholds, *([None] if config.top_class else [])):
         for name in config.certificates:
             if not CERTIFICATES[name].drawn:
-                asked += [_of_all_views(name, patch, views, affected, threshold) for patch, affected in patches.items()]
+                asked += [
+                    _of_all_views(name, patch, views, affected, threshold, config)
+                    for patch, affected in patches.items()
+                ]
+    if config.score_tolerance and not any(question.score_tolerance for question in asked):
+        on_warning("study: score_tolerance has no effect: no counting or placement by a vote threshold is asked.")
+    if not config.score_margins and not (config.vote_thresholds and "placement" in config.certificates):
+        on_warning("study: score_margins has no effect: no placement by a vote threshold is asked.")
     for name in drawn:
         for mode in config.replacement:
             if name == "random_crops_exact" and mode == "with":
@@ -175,6 +206,13 @@ def _check_thresholds(config: StudyConfig, score_floor: float | None) -> None:
             f"study: vote_threshold {min(low)} lies below the vote table's score floor {score_floor}.\n"
             f"  Vote again with --prediction.score-floor {min(low)}, or ask for {score_floor} and above."
         )
+    lowest = min(config.vote_thresholds)
+    if config.score_tolerance and doubtful_scores(lowest, config.score_tolerance)[0] < rounded_score(score_floor):
+        raise StudyError(
+            f"study: scores within score_tolerance {config.score_tolerance} of vote_threshold {lowest} reach below the "
+            f"vote table's score floor {score_floor}, where none are stored.\n"
+            "  Vote again with a lower --prediction.score-floor, or lower the tolerance."
+        )
 
 
 def _patches(config: StudyConfig, views: Any, on_warning: Callable[[str], object]) -> dict[Patch, int]:
@@ -189,10 +227,21 @@ def _patches(config: StudyConfig, views: Any, on_warning: Callable[[str], object
     return {patch: views.affected(patch) for patch in texts}
 
 
-def _of_all_views(name: str, patch: Patch, views: Any, affected: int, threshold: float | None) -> Question:
+def _of_all_views(
+    name: str, patch: Patch, views: Any, affected: int, threshold: float | None, config: StudyConfig
+) -> Question:
     # The largest lead there can be is one vote a view for the winner and none for a rival.
     feasible = 2 * affected <= views.num_views
-    note = "" if feasible else f"infeasible: needs a lead of {2 * affected} votes, there are {views.num_views} views"
+    notes = [] if feasible else [f"infeasible: needs a lead of {2 * affected} votes, there are {views.num_views} views"]
+    tolerance = 0.0 if threshold is None else config.score_tolerance
+    if tolerance:
+        notes.append(f"scores within {tolerance:g} of the threshold count for the attacker")
+    is_headline = (
+        name == "placement"
+        and threshold is not None
+        and threshold == config.vote_thresholds[0]
+        and patch.label == headline_patch(config, views.image_size)
+    )
     return Question(
         certificate=name,
         patch=patch,
@@ -200,8 +249,10 @@ def _of_all_views(name: str, patch: Patch, views: Any, affected: int, threshold:
         num_views=views.num_views,
         num_draws=views.num_views,
         vote_threshold=threshold,
+        score_tolerance=tolerance,
+        keeps_score_margin=is_headline and config.score_margins,
         feasible=feasible,
-        note=note,
+        note="; ".join(notes),
     )
 
 

@@ -77,23 +77,42 @@ class VotePart:
             return self.top_classes_NV.astype(np.int64)
         if rule is not None or vote_threshold is None:
             raise VoteTableError(f"votes are asked for by rule 'top_class' or by a vote_threshold, not by {rule!r}.")
-        if self.score_floor is None or self.entry_scores is None or self.num_entries_NV is None:
+        if self.score_floor is None or self.entry_scores is None:
             raise VoteTableError(
                 f"this vote table stores top classes only; vote_threshold {vote_threshold} needs scores.\n"
                 "  Vote again with --prediction.score-floor at or below the threshold."
             )
-        assert self.entry_classes is not None
         if rounded_score(vote_threshold) < rounded_score(self.score_floor):
             raise VoteTableError(
                 f"vote_threshold {vote_threshold} lies below the table's score floor {self.score_floor}.\n"
                 "  Vote again with a lower --prediction.score-floor, or ask for a higher threshold."
             )
+        return self._unpacked(self.entry_scores >= rounded_score(vote_threshold))
+
+    def stored_scores(self) -> np.ndarray:
+        """Scores as they are stored, for judging how near they lie to a threshold.
+
+        Returns:
+            uint16 (N, V, K), in units of 1 / SCORE_SCALE; 0 for scores below the score floor.
+
+        Raises:
+            VoteTableError: a table without scores.
+        """
+        if self.entry_scores is None:
+            raise VoteTableError(
+                "this vote table stores top classes only, but its scores are asked for.\n"
+                "  Vote again with --prediction.score-floor."
+            )
+        return self._unpacked(self.entry_scores)
+
+    def _unpacked(self, values: np.ndarray) -> np.ndarray:
+        """One value of each stored entry at its view and class, shape (N, V, K)."""
+        assert self.num_entries_NV is not None and self.entry_classes is not None
         num_images, num_views = self.top_classes_NV.shape
-        votes = np.zeros((num_images * num_views, self.num_classes), dtype=bool)
-        reaches = self.entry_scores >= rounded_score(vote_threshold)
+        unpacked = np.zeros((num_images * num_views, self.num_classes), dtype=values.dtype)
         view_of_entry = np.repeat(np.arange(num_images * num_views), self.num_entries_NV.ravel())
-        votes[view_of_entry[reaches], self.entry_classes[reaches]] = True
-        return votes.reshape(num_images, num_views, self.num_classes)
+        unpacked[view_of_entry, self.entry_classes] = values
+        return unpacked.reshape(num_images, num_views, self.num_classes)
 
 
 class VoteTable:

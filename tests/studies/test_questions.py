@@ -1,12 +1,17 @@
+import dataclasses
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchcert.errors import GeometryError, StudyError
 from patchcert.geometry import BandViews, BlockViews, CropViews, Patch
 from patchcert.studies.config import CERTIFICATES, StudyConfig
-from patchcert.studies.questions import headline_patch, questions
+from patchcert.studies.questions import doubtful_scores, headline_patch, questions
+from patchcert.votes import SCORE_SCALE
 
 COLUMNS = BandViews(image_size=(32, 32), width=4)
 CROPS = CropViews(image_size=(32, 32), crop_size=10)
@@ -53,6 +58,59 @@ def test_top_class_table_answers_top_class_questions_only():
     assert {question.vote_rule for question in ask(StudyConfig(), score_floor=None)} == {"top_class"}
     with pytest.raises(StudyError, match=r"vote_threshold 0\.3 needs scores.*top classes only"):
         ask(StudyConfig(vote_thresholds=(0.3,)), score_floor=None)
+
+
+def test_a_tolerance_is_part_of_keys_and_notes_of_threshold_rules_only():
+    asked = ask(StudyConfig(patches=("5x5",), vote_thresholds=(0.3,), score_tolerance=0.002))
+    assert [question.key for question in asked] == [
+        "counting/5x5/threshold=0.3/all/tolerance=0.002",
+        "placement/5x5/threshold=0.3/all/tolerance=0.002",
+        "counting/5x5/top_class/all",
+        "placement/5x5/top_class/all",
+    ]
+    note = "scores within 0.002 of the threshold count for the attacker"
+    assert [question.note for question in asked] == [note, note, "", ""]
+    assert asked[0].ballot_key == "threshold=0.3/all", "predictions stay those of the plain rule"
+
+
+def test_a_tolerance_may_reach_the_score_floor_but_not_below():
+    assert ask(StudyConfig(vote_thresholds=(0.3,), score_tolerance=0.2), score_floor=0.1)
+    with pytest.raises(StudyError, match=r"tolerance 0\.201 of vote_threshold 0\.3 reach below .* score floor 0\.1"):
+        ask(StudyConfig(vote_thresholds=(0.9, 0.3), score_tolerance=0.201), score_floor=0.1)
+    with pytest.raises(StudyError, match="reach below the vote table's score floor"):
+        ask(StudyConfig(vote_thresholds=(0.3,), score_tolerance=0.5), score_floor=0.001)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"certificates": ("fresh_draw",), "num_draws": (16,), "vote_thresholds": (0.3,)}],
+)
+def test_a_tolerance_without_a_threshold_rule_warns(changes):
+    warnings = []
+    ask(StudyConfig(score_tolerance=0.01, **changes), on_warning=warnings.append)
+    assert len(warnings) == 1 and "score_tolerance has no effect" in warnings[0]
+
+
+def test_score_margins_are_kept_at_the_headline_setting():
+    config = StudyConfig(patches=("2x2", "5x5"), vote_thresholds=(0.3, 0.2))
+    kept = [question.key for question in ask(config) if question.keeps_score_margin]
+    assert kept == ["placement/5x5/threshold=0.3/all"]
+    assert not any(q.keeps_score_margin for q in ask(dataclasses.replace(config, score_margins=False)))
+    warnings = []
+    ask(StudyConfig(score_margins=False), on_warning=warnings.append)
+    assert len(warnings) == 1 and "score_margins has no effect" in warnings[0]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, SCORE_SCALE))
+def test_doubtful_scores_are_those_within_the_tolerance_exactly(threshold, tolerance, stored):
+    distance = abs(Fraction(stored, SCORE_SCALE) - Fraction(repr(threshold)))
+    lowest, highest = doubtful_scores(threshold, tolerance)
+    assert (lowest <= stored <= highest) == (distance <= Fraction(repr(tolerance)))
+
+
+def test_doubtful_scores_at_the_very_end_of_the_tolerance():
+    # 0.9 - 0.7 is 0.20000000000000007 in floating point, which would leave out 13107 / 65535 = 0.2.
+    assert doubtful_scores(0.9, 0.7) == (13107, 104856)
 
 
 def test_threshold_at_the_score_floor_is_asked_and_below_it_refused():
@@ -145,6 +203,9 @@ def test_headline_patch_is_the_one_asked_for_or_the_nearest_in_area():
         ({"certificates": ("countin",)}, "unknown certificate 'countin'.\n  Did you mean 'counting'?"),
         ({"vote_thresholds": (0.0,)}, r"vote_thresholds holds 0\.0, outside \(0, 1\]"),
         ({"vote_thresholds": (float("nan"),)}, "vote_thresholds holds nan"),
+        ({"score_tolerance": -0.1}, r"score_tolerance is -0\.1, outside \[0, 1\)"),
+        ({"score_tolerance": 1.0}, r"score_tolerance is 1\.0, outside"),
+        ({"score_tolerance": float("nan")}, "score_tolerance is nan"),
         ({**DRAWN, "min_confidences": (1.0,)}, r"min_confidences holds 1\.0, outside \(0, 1\)"),
         ({**DRAWN, "num_draws": (0,)}, "at least 1, not 0"),
         ({**DRAWN, "repeats": 0}, "at least 1, not 0"),

@@ -147,6 +147,20 @@ def test_thresholds_are_answered_exactly_or_refused(case, threshold):
         np.testing.assert_array_equal(votes_NVK, expected.astype(bool))
 
 
+@given(tables())
+@settings(max_examples=50)
+def test_scores_are_given_back_as_stored_and_none_below_the_floor(case):
+    _, scores_NVK, score_floor, _ = case
+    part = part_of(scores_NVK, score_floor)
+    if not score_floor:
+        with pytest.raises(VoteTableError, match="stores top classes only, but its scores are asked for"):
+            part.stored_scores()
+    else:
+        expected = np.where(scores_NVK >= rounded_score(score_floor), scores_NVK, 0)
+        np.testing.assert_array_equal(part.stored_scores(), expected)
+        assert part.stored_scores().dtype == np.uint16
+
+
 def test_top_class_votes_are_the_stored_classes(table):
     part = table.read_part(1)
     votes_NV = part.votes("top_class")
