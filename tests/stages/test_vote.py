@@ -20,6 +20,26 @@ def digests(table):
     return {name: hashlib.sha256(open(os.path.join(table.location, name), "rb").read()).hexdigest() for name in names}
 
 
+def job_of(table, recipe, prepared, model_folder, table_folder):
+    """The job of a table's actors, writing elsewhere."""
+    from patchcert.models.checkpoint import read_checkpoint_config
+    from patchcert.stages.vote import VoteJob
+
+    return VoteJob(
+        identity=table.identity,
+        table_folder=str(table_folder),
+        dataset_folder=str(prepared["test"].folder),
+        model_folder=str(model_folder),
+        model_digest=read_checkpoint_config(model_folder)["digest"],
+        classifier=recipe.classifier,
+        views=recipe.views,
+        prediction=recipe.prediction,
+        num_parts=6,
+        num_threads=1,
+        device="cpu",
+    )
+
+
 @pytest.fixture(scope="module")
 def reference(ray_cluster, small_recipe, prepared, model_folder, tmp_path_factory):
     """The table of one actor."""
@@ -102,22 +122,9 @@ def test_layout_of_an_unfinished_table_stays_as_it_was_begun(reference, small_re
 
 
 def test_worker_outside_of_ray_gives_the_same_bytes(reference, small_recipe, prepared, model_folder, tmp_path):
-    from patchcert.models.checkpoint import read_checkpoint_config
-    from patchcert.stages.vote import VoteJob, VoteWorker
+    from patchcert.stages.vote import VoteWorker
 
-    job = VoteJob(
-        identity=reference.identity,
-        table_folder=str(tmp_path),
-        dataset_folder=str(prepared["test"].folder),
-        model_folder=str(model_folder),
-        model_digest=read_checkpoint_config(model_folder)["digest"],
-        classifier=small_recipe.classifier,
-        views=small_recipe.views,
-        prediction=small_recipe.prediction,
-        num_parts=6,
-        num_threads=1,
-        device="cpu",
-    )
+    job = job_of(reference, small_recipe, prepared, model_folder, tmp_path)
     receipts = VoteWorker(job)(pa.table({"part": [2], "start": [40], "stop": [60]})).to_pylist()
     assert receipts[0]["error"] == "" and receipts[0]["rows"] == 20
     name = "part-00002-of-00006.parquet"
@@ -128,22 +135,9 @@ def test_worker_outside_of_ray_gives_the_same_bytes(reference, small_recipe, pre
 def test_part_that_kills_its_process_is_given_up_after_three_attempts(
     reference, small_recipe, prepared, model_folder, tmp_path
 ):
-    from patchcert.models.checkpoint import read_checkpoint_config
-    from patchcert.stages.vote import VoteJob, VoteWorker
+    from patchcert.stages.vote import VoteWorker
 
-    job = VoteJob(
-        identity=reference.identity,
-        table_folder=str(tmp_path),
-        dataset_folder=str(prepared["test"].folder),
-        model_folder=str(model_folder),
-        model_digest=read_checkpoint_config(model_folder)["digest"],
-        classifier=small_recipe.classifier,
-        views=small_recipe.views,
-        prediction=small_recipe.prediction,
-        num_parts=6,
-        num_threads=1,
-        device="cpu",
-    )
+    job = job_of(reference, small_recipe, prepared, model_folder, tmp_path)
     (tmp_path / "attempts").mkdir()
     for number in (1, 2, 3):
         (tmp_path / "attempts" / f"part-00000-{number}").touch()
