@@ -29,7 +29,7 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
         provenance: JSON-able facts that do not change what the model computes (recipe, dataset, loss, time ...).
 
     Returns:
-        The checkpoint's digest, see ``checkpoint_digest``.
+        The checkpoint's digest: sha256, hexadecimal, over weights, network, its code, encoding, views and classes.
     """
     weights = safetensors.torch.save(
         # Copies, because the format refuses tensors that share memory, as tied weights do.
