@@ -139,3 +139,13 @@ def one_pass_crops_digits(prepared_digits):
         batch_size=32,
         epochs=3,
     )
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A database file with MLflow's tables; making one takes seconds, copying it does not."""
+    from patchcert.tracking import Tracker
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    Tracker(f"sqlite:///{path}")
+    return path

@@ -30,14 +30,6 @@ from patchcert.workspace import Workspace
 DEAD = "http://127.0.0.1:9"
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A database file with MLflow's tables; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    Tracker(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def workspace(tmp_path, empty_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
