@@ -47,6 +47,7 @@ ANSWER_COLUMNS = (
     "num_views",
     "vote_rule",
     "vote_threshold",
+    "score_tolerance",
     "draws",
     "num_draws",
     "min_confidence",
@@ -182,6 +183,7 @@ def summarise(
                 "num_views": question.num_views,
                 "vote_rule": question.vote_rule,
                 "vote_threshold": np.nan if question.vote_threshold is None else question.vote_threshold,
+                "score_tolerance": question.score_tolerance,
                 "draws": question.draws,
                 "num_draws": question.num_draws,
                 "min_confidence": np.nan if question.min_confidence is None else question.min_confidence,
@@ -313,12 +315,15 @@ def _by_threshold(part: VotePart, views: Any, questions: Sequence[Question], thr
     columns = {f"prediction/{questions[0].ballot_key}": predictions_N.astype(np.uint16)}
 
     def margins(question: Question, doubtful_NVK: np.ndarray | None, rows: Any = slice(None)) -> np.ndarray:
-        if question.certificate == "counting":
-            if doubtful_NVK is None:
-                return np.asarray(certify_counting(counts_NK[rows], question.affected).margin_N)
-            return _counting_margins(votes_NVK[rows], predictions_N[rows], question.affected, doubtful_NVK[rows])
         doubtful = None if doubtful_NVK is None else doubtful_NVK[rows]
-        return np.asarray(certify_placement(votes_NVK[rows], views, question.patch, doubtful=doubtful).margin_N)
+        if question.certificate == "placement":
+            return np.asarray(certify_placement(votes_NVK[rows], views, question.patch, doubtful=doubtful).margin_N)
+        if doubtful is None:
+            return np.asarray(certify_counting(counts_NK[rows], question.affected).margin_N)
+        certain_NVK, possible_NVK = votes_NVK[rows] & ~doubtful, votes_NVK[rows] | doubtful
+        certain_NK, possible_NK = (votes.sum(axis=1, dtype=np.int64) for votes in (certain_NVK, possible_NVK))
+        outcome = certify_counting(counts_NK[rows], question.affected, doubtful=(certain_NK, possible_NK))
+        return np.asarray(outcome.margin_N)
 
     near_NVK = _within(scores_NVK, threshold, _ONE_UNIT)
     for tolerance in dict.fromkeys(question.score_tolerance for question in questions):
@@ -351,21 +356,6 @@ def _within(scores_NVK: np.ndarray, threshold: float, tolerance: float | Fractio
     """Which stored scores lie within a tolerance of the threshold; those below the score floor are not stored."""
     lowest, highest = doubtful_scores(threshold, tolerance)
     return (scores_NVK >= max(lowest, 1)) & (scores_NVK <= highest)
-
-
-def _counting_margins(
-    votes_NVK: np.ndarray, predictions_N: np.ndarray, affected: int, doubtful_NVK: np.ndarray
-) -> np.ndarray:
-    """Margins of ``certify_counting`` for an attacker who also decides on every doubtful vote.
-
-    He denies the prediction its doubtful votes and casts those of each rival, then moves ``affected`` votes as before.
-    """
-    certain_NK = (votes_NVK & ~doubtful_NVK).sum(axis=1, dtype=np.int64)
-    rivals_NK = (votes_NVK | doubtful_NVK).sum(axis=1, dtype=np.int64)
-    rivals_NK += np.arange(rivals_NK.shape[1]) < predictions_N[:, None]
-    np.put_along_axis(rivals_NK, predictions_N[:, None], -1, axis=1)
-    own_N = np.take_along_axis(certain_NK, predictions_N[:, None], axis=1)[:, 0]
-    return np.asarray(own_N - rivals_NK.max(axis=1) - 2 * affected)
 
 
 def _score_margins(

@@ -1,6 +1,7 @@
 """Counting and placement against oracles that try every placement and every vote of the affected views."""
 
 import tracemalloc
+from itertools import product
 
 import numpy as np
 import pytest
@@ -89,6 +90,53 @@ def test_placement_certifies_exactly_what_no_assignment_of_threshold_votes_flips
     flipped = can_be_flipped(ballots_of(votes), incidence, num_classes, any_votes(num_classes))
     assert outcome.certified_N[0] != flipped
     assert flipped == can_be_flipped_by_one_rival(ballots_of(votes), incidence, num_classes)
+
+
+@SOME_CASES
+@given(st.data())
+def test_counting_with_doubtful_votes_certifies_what_holds_however_they_fall(data):
+    """Every way in which the doubtful votes may fall, then every rival with ``affected`` moved votes."""
+    num_classes, num_views = data.draw(st.integers(2, 3)), data.draw(st.integers(1, 8))
+    affected = data.draw(st.integers(0, 2))
+    votes = data.draw(threshold_votes(num_views, num_classes))
+    num_classes = votes.shape[1]
+    places = st.tuples(st.integers(0, num_views - 1), st.integers(0, num_classes - 1))
+    doubtful = np.zeros_like(votes)
+    for place in data.draw(st.lists(places, max_size=5)):
+        doubtful[place] = True
+    certain, possible = (votes & ~doubtful).sum(axis=0), (votes | doubtful).sum(axis=0)
+
+    outcome = certify_counting(votes.sum(axis=0)[None], affected, doubtful=(certain[None], possible[None]))
+
+    before = winner(tally(ballots_of(votes), num_classes))
+    margins = []
+    for fallen in product([False, True], repeat=int(doubtful.sum())):
+        cast = votes.copy()
+        cast[doubtful] = fallen
+        counts = tally(ballots_of(cast), num_classes)
+        margins += [
+            counts[before] - counts[rival] - 2 * affected - (rival < before)
+            for rival in range(num_classes)
+            if rival != before
+        ]
+    assert outcome.predictions_N[0] == before
+    assert outcome.margin_N[0] == min(margins) and outcome.certified_N[0] == (min(margins) >= 0)
+    if not doubtful.any():
+        assert outcome.margin_N[0] == certify_counting(votes.sum(axis=0)[None], affected).margin_N[0]
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "message"),
+    [
+        (([[2, 1, 0]], [[2, 1, 0]]), r"shapes \(1, 3\) and \(1, 3\), but the counts have \(1, 2\)"),
+        (([[3, 1]], [[3, 1]]), "1 counts do not lie between"),
+        (([[2, 1]], [[1, 1]]), "1 counts do not lie between"),
+        (([[2, -1]], [[2, 1]]), "vote count is -1"),
+    ],
+)
+def test_doubtful_counts_that_cannot_be_are_refused(doubtful, message):
+    with pytest.raises(CertificateError, match=message):
+        certify_counting([[2, 1]], 0, doubtful=doubtful)
 
 
 @CASES

@@ -139,6 +139,8 @@ def test_a_tolerance_only_ever_takes_certificates_and_follows_the_score_margin()
     for tolerance in (0.001, 0.01, 0.05):
         asked = questions(StudyConfig(**config, score_tolerance=tolerance), views, FLOOR)
         columns = answer_part(part, views, asked).columns
+        rows = summarise([answer_part(part, views, asked)], asked, subject_of(views, part))
+        assert (rows["score_tolerance"] == tolerance).all()
         for question in asked:
             was_N = plain[f"certified/{question.certificate}/{question.patch.label}/threshold=0.3/all"]
             assert (columns[f"certified/{question.key}"] <= was_N).all()
@@ -177,6 +179,7 @@ def test_notes_say_how_many_certificates_hang_on_a_hair():
     asked = questions(StudyConfig(patches=("1x1",), vote_thresholds=(0.3,)), VIEWS, FLOOR)
     columns = answer_part(part, VIEWS, asked).columns
     answers = summarise([answer_part(part, VIEWS, asked)], asked, subject_of(VIEWS, part))
+    assert (answers["score_tolerance"] == 0).all()
     notes = dict(zip((question.key for question in asked), answers["note"], strict=True))
     assert columns["margin/placement/1x1/threshold=0.3/all"].tolist() == [4, 0, 0]
     assert notes["placement/1x1/threshold=0.3/all"] == (
