@@ -11,7 +11,7 @@ from PIL import Image
 
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import RowSource, SourceRow
+from patchcert.data.rows import RowSource, SourceRow, TakenRows
 
 _NUM_ROWS = {"train": 1_297, "test": 500}
 _SIZE = (32, 32)
@@ -58,6 +58,14 @@ class _DigitRows:
             scan = Image.fromarray(scans_NHW[index]).resize(_SIZE[::-1], Image.Resampling.BICUBIC)
             name = f"{self._prefix}/{row:06d}"
             yield SourceRow(name, encode_png(scan.tobytes(), _SIZE, 1), int(labels_N[index]), name)
+
+    def labels(self) -> np.ndarray:
+        """Class indices of all images in file order, int64 of ``num_rows``."""
+        return _scans()[1][self._first_scan : self._first_scan + self.num_rows]
+
+    def take(self, rows: np.ndarray) -> TakenRows:
+        """The images at these ascending positions alone, cheap to send to another process."""
+        return TakenRows(self, rows)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import difflib
 import functools
 from collections.abc import Iterable, Iterator
@@ -113,6 +114,17 @@ class _FolderRows:
         # Opening a file waits for the disk or the network, so several are read at a time.
         with concurrent.futures.ThreadPoolExecutor(_FILES_AHEAD) as pool:
             yield from ordered_map(pool, self._read_file, (self._paths[row] for row in rows.tolist()), _FILES_AHEAD)
+
+    def labels(self) -> np.ndarray:
+        """Class indices of all images in file order, int64 of ``num_rows``."""
+        return np.array([self._labels[path.partition("/")[0]] for path in self._paths], np.int64)
+
+    def take(self, rows: np.ndarray) -> _FolderRows:
+        """The images at these ascending positions alone, cheap to send to another process."""
+        taken = copy.copy(self)
+        taken._paths = [self._paths[row] for row in rows.tolist()]
+        taken.num_rows = len(rows)
+        return taken
 
     def _read_file(self, path: str) -> SourceRow:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     pool: Executor, function: Callable[[Task], Result], tasks: Iterable[Task], num_ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Like ``pool.map``, but it never takes more than ``num_ahead`` tasks from the stream before they are wanted.
 
     Args:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import RowSource, SourceRow, fingerprint
+from patchcert.data.rows import RowSource, SourceRow, TakenRows, fingerprint
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
@@ -124,7 +124,14 @@ class _ParquetRows:
         if not pa.types.is_integer(schema.field("label").type):
             raise DatasetError(f"{wrong}\n  Its column label must hold integers, the class indices.")
         return _File(
-            name, self.num_rows, group_rows, image, is_struct, "image_id" in schema.names, dict(schema.metadata or {})
+            name=name,
+            first_row=self.num_rows,
+            group_rows=group_rows,
+            image_column=image,
+            has_path_struct=is_struct,
+            has_ids="image_id" in schema.names,
+            # Only the first file's is looked at, and this record travels to other processes.
+            metadata={} if self._files else dict(schema.metadata or {}),
         )
 
     def _hub_class_names(self) -> tuple[str, ...]:
@@ -148,6 +155,15 @@ class _ParquetRows:
                 parts.append(pq.ParquetFile(stream).read(columns=["image_id"]).column(0).cast(pa.string()))
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()).combine_chunks()
 
+    def labels(self) -> np.ndarray:
+        """Class indices of all images in file order, int64 of ``num_rows``; -1 where there is none."""
+        parts = [np.empty(0, np.int64)]
+        for file in self._files:
+            with self._folder.open(file.name) as stream, _readable(self._folder, file.name):
+                column = pq.ParquetFile(stream).read(columns=["label"]).column(0)
+            parts.append(pc.fill_null(column.cast(pa.int64()), -1).to_numpy())
+        return np.concatenate(parts)
+
     def _generated_id(self, row: int) -> str:
         return f"{self._prefix}/{row:06d}"
 
@@ -160,6 +176,10 @@ class _ParquetRows:
             end = int(np.searchsorted(rows, file.first_row + sum(file.group_rows)))
             yield from self._read_file(file, rows[done:end] - file.first_row)
             done = end
+
+    def take(self, rows: np.ndarray) -> TakenRows:
+        """The images at these ascending positions alone, cheap to send to another process."""
+        return TakenRows(self, rows)
 
     def _read_file(self, file: _File, rows: np.ndarray) -> Iterator[SourceRow]:
         bounds = np.concatenate([[0], np.cumsum(file.group_rows)])

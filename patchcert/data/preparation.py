@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import functools
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchcert import __version__
 from patchcert.data.config import DataConfig
-from patchcert.data.decoding import Preprocessing, encode_png, quiet_decoder
-from patchcert.data.parallel import ordered_map
+from patchcert.data.decoding import Preprocessing
 from patchcert.data.prepared import (
     DATASET_FILE,
     SCHEMA_VERSION,
@@ -29,14 +23,14 @@ from patchcert.data.prepared import (
     available_cpus,
     digest_header,
     read_record,
-    row_digest,
 )
-from patchcert.data.registry import DatasetSpec, dataset_names, dataset_spec
-from patchcert.data.rows import Source, SourceRow
+from patchcert.data.registry import DatasetSpec, dataset_spec
+from patchcert.data.rows import Source
+from patchcert.data.shards import ShardTask, Spread, in_threads, shard_note
 from patchcert.data.sources import open_source
 from patchcert.data.splits import SplitRows, SplitSources, find_split
 from patchcert.data.storage import Folder, write_error
-from patchcert.errors import DatasetError, ImageError, ResourceError
+from patchcert.errors import DatasetError, ResourceError
 
 PLAN_FILE = "preparation.json"
 QUARANTINE_FILE = "quarantine.parquet"
@@ -44,11 +38,6 @@ QUARANTINE_FILE = "quarantine.parquet"
 _GROUP_BYTES = 16 * 2**20
 _MOST_ROWS_PER_GROUP = 4_096
 _GROUPS_PER_SHARD = 16
-_SHARD_KEY = b"patchcert.shard"
-# One task of the decoding threads: enough rows to outweigh the hand-over, few enough bytes to keep memory flat.
-_TASK_ROWS = 32
-_TASK_BYTES = 4 * 2**20
-_MOST_NAMED = 10
 
 
 def prepare(
@@ -59,11 +48,12 @@ def prepare(
     splits: Sequence[str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     num_threads: int | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, PreparedDataset]:
     """Decode, convert and resize the images of a dataset once, into shards that are fast to read.
 
     Repeating the call continues after a kill, and returns at once when everything is there. The result does not
-    depend on ``num_threads`` or on interruptions.
+    depend on ``num_threads``, on ``spread`` or on interruptions.
 
     Args:
         config: which images, and how they are resized.
@@ -71,7 +61,9 @@ def prepare(
         output_folder: path or URI; every split gets a folder in it.
         splits: names from train, validation, test, trainval; None: every split of the dataset but trainval.
         on_progress: called with (rows done, rows in total) of all splits.
-        num_threads: decoding threads; None: one per CPU core.
+        num_threads: decoding threads of this process; None: one per CPU core.
+        spread: who makes the missing shards, such as :func:`patchcert.data.shards.in_processes`; None: the threads of
+            this process.
 
     Returns:
         The prepared splits by name, in the order asked for.
@@ -96,19 +88,14 @@ def prepare(
         _find_work(spec, config, preprocessing, source, root.folder(split), split) for split in dict.fromkeys(splits)
     ]
     progress = _Progress(on_progress, sum(work.num_rows for work in works))
-    with quiet_decoder(), concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        try:
-            prepared = {}
-            for work in works:
-                if work.finished is None:
-                    _prepare_split(work, pool, num_threads, progress)
-                else:
-                    progress.add(work.num_rows)
-                prepared[work.split] = work.finished or PreparedDataset.open(work.folder)
-            return prepared
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    prepared = {}
+    for work in works:
+        if work.finished is None:
+            _prepare_split(work, spread or in_threads(num_threads), progress)
+        else:
+            progress.add(work.num_rows)
+        prepared[work.split] = work.finished or PreparedDataset.open(work.folder)
+    return prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +279,7 @@ def _check_identity(folder: Folder, found: dict[str, Any], asked: dict[str, Any]
         )
 
 
-def _prepare_split(
-    work: _Work, pool: concurrent.futures.ThreadPoolExecutor, num_threads: int, progress: _Progress
-) -> None:
+def _prepare_split(work: _Work, spread: Spread, progress: _Progress) -> None:
     assert work.rows is not None
     folder, rows_per_shard = work.folder, work.identity["rows_per_shard"]
     folder.remove_stale_temporaries()
@@ -307,17 +292,32 @@ def _prepare_split(
         folder.remove(stale)
     missing = []
     for index, (file, token) in enumerate(zip(files, tokens, strict=True)):
-        if _shard_note(folder, file, token) is None:
+        if shard_note(folder, file, token) is None:
             missing.append(index)
         else:
             progress.add(ranges[index][1] - ranges[index][0])
-    if missing:
-        wanted = np.concatenate([np.arange(*ranges[index]) for index in missing])
-        images = _decoded(work, work.rows.read(wanted), pool, num_threads)
-        for index in missing:
-            start, stop = ranges[index]
-            _write_shard(work, files[index], tokens[index], itertools.islice(images, stop - start), progress)
+    tasks = (_shard_task(work, files[index], tokens[index], *ranges[index]) for index in missing)
+    for num_done in spread(tasks, len(missing)):
+        progress.add(num_done)
     _finish(work, files, tokens)
+
+
+def _shard_task(work: _Work, file: str, token: str, start: int, stop: int) -> ShardTask:
+    assert work.rows is not None
+    return ShardTask(
+        folder=work.folder,
+        file=file,
+        token=token,
+        rows=work.rows.take(start, stop),
+        spec=work.spec,
+        num_classes=len(work.rows.class_names),
+        split=work.split,
+        source_uri=work.source["uri"],
+        preprocessing=work.preprocessing,
+        storage=work.config.storage,
+        on_bad_image=work.config.on_bad_image,
+        rows_per_group=work.identity["rows_per_group"],
+    )
 
 
 def _shard_files(folder: Folder) -> list[str]:
@@ -330,153 +330,6 @@ def _token(work: _Work, start: int, stop: int) -> str:
     return hashlib.sha256(_json(parts)).hexdigest()
 
 
-class _Prepared(NamedTuple):
-    """One image, ready to be written, or the reason why it cannot be."""
-
-    row: SourceRow
-    data: bytes
-    digest: bytes
-    problem: str | None
-
-
-def _decoded(
-    work: _Work, rows: Iterator[SourceRow], pool: concurrent.futures.ThreadPoolExecutor, num_threads: int
-) -> Iterator[_Prepared]:
-    """Decode rows on the pool's threads and give them back in order, a bounded number of tasks ahead."""
-    decode = functools.partial(_decode_rows, work)
-    return itertools.chain.from_iterable(ordered_map(pool, decode, _tasks(rows), num_threads + 2))
-
-
-def _tasks(rows: Iterator[SourceRow]) -> Iterator[list[SourceRow]]:
-    task: list[SourceRow] = []
-    num_bytes = 0
-    for row in rows:
-        task.append(row)
-        num_bytes += len(row.data or b"")
-        if len(task) >= _TASK_ROWS or num_bytes >= _TASK_BYTES:
-            yield task
-            task, num_bytes = [], 0
-    if task:
-        yield task
-
-
-def _decode_rows(work: _Work, rows: list[SourceRow]) -> list[_Prepared]:
-    assert work.rows is not None
-    num_classes = len(work.rows.class_names)
-    decoded = []
-    for row in rows:
-        try:
-            if row.label is None or not 0 <= row.label < num_classes:
-                raise ImageError(f"its label is {row.label}, but {work.spec.name} has classes 0 to {num_classes - 1}")
-            pixels = work.preprocessing.apply(row.data)
-        except ImageError as error:
-            decoded.append(_Prepared(row._replace(data=None), b"", b"", str(error)))
-            continue
-        except DatasetError as error:
-            raise DatasetError(
-                f"{error}: {row.place} of {work.source['uri']}\n"
-                f"  Ask for {_other_variant(work.spec)}, or give another source."
-            ) from error
-        digest = row_digest(row.image_id, row.label, pixels)
-        if work.config.storage == "encoded":
-            pixels = encode_png(pixels, work.preprocessing.image_size, work.preprocessing.num_channels)
-        decoded.append(_Prepared(row._replace(data=None), pixels, digest, None))
-    return decoded
-
-
-def _other_variant(spec: DatasetSpec) -> str:
-    for other in map(dataset_spec, dataset_names()):
-        if other.encoding not in (None, spec.encoding) and other.class_names == spec.class_names:
-            return f"dataset {other.name}"
-    return "a dataset registered for such files"
-
-
-def _write_shard(work: _Work, file: str, token: str, images: Iterator[_Prepared], progress: _Progress) -> None:
-    rows_per_group = work.identity["rows_per_group"]
-    bad: list[_Prepared] = []
-    good: list[_Prepared] = []
-    schema = _shard_schema(work)
-    with work.folder.writer(file) as sink:
-        # Statistics of pixel columns would copy whole images into the footer.
-        writer = pq.ParquetWriter(
-            sink,
-            schema,
-            compression={"image_id": "zstd", "label": "zstd", "image": "none", "row_sha256": "none"},
-            use_dictionary=False,
-            write_statistics=["label"],
-        )
-        with contextlib.closing(writer):
-            for image in images:
-                if image.problem is not None:
-                    bad.append(image)
-                else:
-                    good.append(image)
-                if len(good) == rows_per_group:
-                    writer.write_table(_table(schema, good), row_group_size=rows_per_group)
-                    progress.add(rows_per_group)
-                    good = []
-            if bad and work.config.on_bad_image == "error":
-                raise _bad_images(work, bad)
-            if good:
-                writer.write_table(_table(schema, good), row_group_size=rows_per_group)
-            quarantined = [
-                {"image_id": b.row.image_id, "place": b.row.place, "label": b.row.label, "reason": b.problem}
-                for b in bad
-            ]
-            writer.add_key_value_metadata({_SHARD_KEY: _json({"token": token, "quarantined": quarantined})})
-    progress.add(len(good) + len(bad))
-
-
-def _shard_schema(work: _Work) -> pa.Schema:
-    image_type = pa.binary(work.preprocessing.num_bytes) if work.config.storage == "raw" else pa.binary()
-    return pa.schema(
-        [
-            pa.field("image_id", pa.string(), nullable=False),
-            pa.field("label", pa.int64(), nullable=False),
-            pa.field("image", image_type, nullable=False),
-            pa.field("row_sha256", pa.binary(32), nullable=False),
-        ]
-    )
-
-
-def _table(schema: pa.Schema, images: Iterable[_Prepared]) -> pa.Table:
-    images = list(images)
-    columns = [
-        pa.array([image.row.image_id for image in images], pa.string()),
-        pa.array([image.row.label for image in images], pa.int64()),
-        pa.array([image.data for image in images], schema.field("image").type),
-        pa.array([image.digest for image in images], pa.binary(32)),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _bad_images(work: _Work, bad: list[_Prepared]) -> ImageError:
-    lines = [f"{image.row.image_id} ({image.row.place}): {image.problem}" for image in bad[:_MOST_NAMED]]
-    more = f"\n  and {len(bad) - _MOST_NAMED} more in the same shard" if len(bad) > _MOST_NAMED else ""
-    return ImageError(
-        f"{len(bad)} bad image{'s' if len(bad) > 1 else ''} in the {work.split} split of {work.spec.name}, "
-        f"{work.source['uri']}:\n  " + "\n  ".join(lines) + more + "\n  Mend or remove them at the source, or set "
-        "data.on_bad_image to quarantine: they are then set apart, counted and listed."
-    )
-
-
-def _shard_note(folder: Folder, file: str, token: str) -> dict[str, Any] | None:
-    """What the footer of a finished shard says, with its size; None if it is missing, damaged or another one."""
-    if not folder.exists(file):
-        return None
-    try:
-        with folder.open(file) as stream:
-            footer = pq.ParquetFile(stream).metadata
-            note = json.loads((footer.metadata or {}).get(_SHARD_KEY, b"{}"))
-            size = stream.size()
-    except (pa.ArrowException, OSError, ValueError):
-        return None
-    if note.get("token") != token:
-        return None
-    shard = Shard(file=file, num_rows=footer.num_rows, num_row_groups=footer.num_row_groups, num_bytes=size)
-    return {**note, "shard": shard}
-
-
 def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
     """Digest all shards and write the list of bad images and, last, dataset.json."""
     assert work.rows is not None
@@ -485,7 +338,7 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
     shards: list[Shard] = []
     quarantined: list[dict[str, Any]] = []
     for file, token in zip(files, tokens, strict=True):
-        note = _shard_note(folder, file, token)
+        note = shard_note(folder, file, token)
         if note is None:
             raise DatasetError(
                 f"{folder}/{file} changed while it was being prepared\n"

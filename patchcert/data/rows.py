@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,8 +43,33 @@ class RowSource(Protocol):
     def image_ids(self) -> pa.Array:
         """Names of all images in file order, string array of ``num_rows``."""
 
+    def labels(self) -> np.ndarray:
+        """Class indices of all images in file order, int64 of ``num_rows``; -1 where the source has none."""
+
     def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
         """The images at these ascending positions, one after the other, in bounded memory."""
+
+    def take(self, rows: np.ndarray) -> RowReader:
+        """The images at these ascending positions alone, cheap to send to another process."""
+
+
+class RowReader(Protocol):
+    """Some images of a source, counted from 0."""
+
+    def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
+        """The images at these ascending positions, one after the other, in bounded memory."""
+
+
+@dataclass(frozen=True)
+class TakenRows:
+    """A source that is small enough to be sent whole, and the rows taken from it."""
+
+    source: RowReader
+    rows: np.ndarray
+
+    def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
+        """The images at these ascending positions, one after the other, in bounded memory."""
+        return self.source.read(self.rows[rows])
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from patchcert.data.config import DataConfig
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import RowSource, Source, SourceRow
+from patchcert.data.rows import RowReader, RowSource, Source, SourceRow
 from patchcert.errors import DatasetError, ImageError
 
 
@@ -36,13 +36,37 @@ class SplitRows:
         """Class names in label order."""
         return self.segments[0][0].class_names
 
-    def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
-        """The images at these ascending positions within the split, one after the other."""
-        start = 0
+    def take(self, start: int, stop: int) -> TakenSplitRows:
+        """The images ``start`` to ``stop`` (exclusive) alone, cheap to send to another process."""
+        readers = []
+        first = 0
         for source, positions in self.segments:
-            first, last = np.searchsorted(rows, (start, start + len(positions)))
-            yield from source.read(positions[rows[first:last] - start])
-            start += len(positions)
+            low, high = max(start - first, 0), min(stop - first, len(positions))
+            if low < high:
+                readers.append((source.take(positions[low:high]), high - low))
+            first += len(positions)
+        return TakenSplitRows(readers=tuple(readers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenSplitRows:
+    """Consecutive images of a split, picklable.
+
+    Attributes:
+        readers: for each part of the source the images taken from it, and how many they are.
+    """
+
+    readers: tuple[tuple[RowReader, int], ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of images, >= 1."""
+        return sum(num_rows for _, num_rows in self.readers)
+
+    def read(self) -> Iterator[SourceRow]:
+        """All of them in order, in bounded memory."""
+        for reader, num_rows in self.readers:
+            yield from reader.read(np.arange(num_rows))
 
 
 @dataclass(frozen=True, kw_only=True)

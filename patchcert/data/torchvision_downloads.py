@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import DATA_VARIABLE, RowSource, SourceRow
+from patchcert.data.rows import DATA_VARIABLE, RowSource, SourceRow, TakenRows
 from patchcert.errors import DatasetError
 
 
@@ -90,3 +90,11 @@ class _TorchvisionRows:
             data = encode_png(image.tobytes(), (image.height, image.width), len(image.getbands()))
             name = f"{self._prefix}/{row:06d}"
             yield SourceRow(name, data, int(label), name)
+
+    def labels(self) -> np.ndarray:
+        """Class indices of all images in file order, int64 of ``num_rows``."""
+        return np.asarray(self._dataset.targets, np.int64)
+
+    def take(self, rows: np.ndarray) -> TakenRows:
+        """The images at these ascending positions alone, cheap to send to another process."""
+        return TakenRows(self, rows)

@@ -18,6 +18,7 @@ from image_files import encode, hub_table, random_image, write_hub
 from PIL import Image
 
 from patchcert.data import DataConfig, Folder, PreparedDataset, prepare, register_dataset
+from patchcert.data.shards import in_processes
 from patchcert.errors import DatasetError, ImageError, ResourceError
 
 SMALL = {"rows_per_group": 5, "rows_per_shard": 20}
@@ -93,6 +94,40 @@ def test_threads_and_storage_do_not_change_the_digest(hub, tmp_path):
         assert other.digest != one.digest
     wide = prepare(config_for(hub[0], resize="stretch"), (8, 9), tmp_path / "wide", splits=["train"])["train"]
     assert wide.image_size == (8, 9) and wide.digest != one.digest
+
+
+def test_processes_make_the_same_files(hub, tmp_path):
+    config = config_for(hub[0], **SMALL)
+    prepare(config, None, tmp_path / "threads", num_threads=1)
+    steps = []
+    prepare(config, None, tmp_path / "processes", spread=in_processes(2), on_progress=lambda *step: steps.append(step))
+    assert contents(tmp_path / "processes") == contents(tmp_path / "threads")
+    assert steps[-1] == (73, 73)
+
+
+def test_errors_of_processes_are_those_of_threads(tiny, tmp_path):
+    images = [encode(random_image(8, 8, seed=row)) for row in range(60)]
+    images[30], images[55] = b"", images[55][:-20]
+    pq.write_table(hub_table(images, [0] * 60), tmp_path / "test.parquet")
+    messages = []
+    for name, spread in {"threads": None, "processes": in_processes(3)}.items():
+        with pytest.raises(ImageError) as caught:
+            prepare(config_for(tmp_path, **SMALL), None, tmp_path / name, splits=["test"], spread=spread)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "tiny/test/000030" in messages[0]
+
+
+def test_a_killed_process_is_one_clear_message(tmp_path):
+    def kill_one(done, total):
+        os.kill(next(pid for pid in children_of(os.getpid()) if is_worker(pid)), signal.SIGKILL)
+
+    def is_worker(pid):
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and not has_ended(pid)
+
+    config = DataConfig(rows_per_group=5, rows_per_shard=5)
+    with pytest.raises(ResourceError, match=r"one of 2 preparing processes was killed.*\n  The same command continues"):
+        prepare(config, None, tmp_path, splits=["train"], spread=in_processes(2), on_progress=kill_one)
+    assert prepare(config, None, tmp_path, splits=["train"])["train"].num_rows == 1097
 
 
 def test_the_digest_hashes_names_labels_and_pixels(tiny, tmp_path):
@@ -285,22 +320,42 @@ def test_an_object_store_holds_the_same_dataset(hub, tmp_path):
 SLOW = """
 import sys, time
 from patchcert.data import DataConfig, prepare
+from patchcert.data.shards import in_processes, in_threads
 config = DataConfig(rows_per_group=5, rows_per_shard=20)
-prepare(config, None, sys.argv[1], splits=["train"], on_progress=lambda *_: time.sleep(0.02), num_threads=4)
+spread = {"threads": in_threads, "processes": in_processes}[sys.argv[2]](3)
+prepare(config, None, sys.argv[1], splits=["train"], on_progress=lambda *_: time.sleep(0.02), spread=spread)
 """
 
 
-def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path):
+def children_of(process):
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def has_ended(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path, workers):
     config = DataConfig(rows_per_group=5, rows_per_shard=20)
     prepare(config, None, tmp_path / "reference", splits=["train"], num_threads=1)
     folder = tmp_path / "killed" / "train"
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path / "killed")])
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path / "killed"), workers])
     deadline = time.monotonic() + 60
     while len(list(folder.glob("shard-*"))) < 8:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+    children = children_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    # Its processes neither stay nor go on writing; beside them is the one that watches over shared resources.
+    assert len(children) == (4 if workers == "processes" else 0)
+    while not all(map(has_ended, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     done = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
     assert 8 <= len(done) < 55 and not (folder / "dataset.json").exists()
     with pytest.raises(DatasetError, match="is no prepared dataset"):

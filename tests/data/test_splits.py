@@ -1,4 +1,6 @@
-import numpy as np
+import itertools
+import pickle
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +15,12 @@ from patchcert.errors import DatasetError
 def names(spec, folder, split, **fields):
     config = DataConfig(dataset=spec.name, source=str(folder), **fields)
     rows = find_split(spec, config, open_source(spec, config.source), split).select()
-    assert rows.num_rows == len(list(rows.read(np.arange(rows.num_rows))))
-    return [row.image_id for row in rows.read(np.arange(rows.num_rows))]
+    everything = list(rows.take(0, rows.num_rows).read())
+    assert rows.num_rows == len(everything)
+    borders = [0, rows.num_rows // 3, rows.num_rows]
+    parts = [pickle.loads(pickle.dumps(rows.take(*pair))) for pair in itertools.pairwise(borders)]
+    assert [row for part in parts for row in part.read()] == everything
+    return [row.image_id for row in everything]
 
 
 @pytest.fixture
