@@ -1,13 +1,16 @@
 """A recipe in; prepared images, a trained model, a vote table and a study with its report out, one method each."""
 
 import dataclasses
+import os
 import time
 from typing import Any
 
 from patchcert import __version__
 from patchcert.console import Terminal
 from patchcert.data import PreparedDataset, prepare
+from patchcert.data.prepared import available_cpus
 from patchcert.data.registry import dataset_spec
+from patchcert.data.shards import Spread, in_processes
 from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError, RecipeError
 from patchcert.recipes import Recipe
@@ -60,7 +63,24 @@ class Pipeline:
                     "  Choose another dataset with --data.dataset, or one of its splits."
                 )
         with self.terminal.progress(f"prepare {config.dataset}", "images") as bar:
-            return prepare(config, size, self.workspace.data(config, size), splits=splits, on_progress=bar.update)
+            return prepare(
+                config,
+                size,
+                self.workspace.data(config, size),
+                splits=splits,
+                on_progress=bar.update,
+                on_warning=self.terminal.say,
+                spread=self._preparing(),
+            )
+
+    def _preparing(self) -> Spread:
+        """Who decodes: the cluster that was joined, else processes of this machine."""
+        resources = self.options.resources
+        if resources.address or os.environ.get("RAY_ADDRESS"):
+            from patchcert.stages.prepare import on_cluster
+
+            return on_cluster(resources, verbose=self.options.verbose)
+        return in_processes(resources.workers or available_cpus())
 
     def train(self, *, resume: bool = True) -> Folder:
         """Trains the base classifier, or finds it trained.

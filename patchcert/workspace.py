@@ -35,7 +35,8 @@ class Workspace:
     def data(self, config: Any, image_size: tuple[int, int]) -> Folder:
         """Folder of a prepared dataset; one subfolder per split."""
         values = canonical_settings(config)
-        values.pop("source")
+        # Neither changes what is prepared from the same files.
+        del values["source"], values["allow_subset"]
         height, width = image_size
         return self.folder.folder(f"data/{config.dataset}-{height}x{width}-{settings_key(values)}")
 

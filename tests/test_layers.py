@@ -50,7 +50,7 @@ ALLOWED = {
     "geometry": {"numpy"},
     "certificates": {"numpy", "scipy"},
     "votes": {"numpy", "pyarrow"},
-    "data": {"numpy", "pyarrow", "PIL", "sklearn", "torchvision"},
+    "data": {"numpy", "pyarrow", "PIL", "scipy", "sklearn", "torchvision"},
 }
 # Settings, geometry and everything that the command line shows without computing.
 LIGHT_MODULES = (

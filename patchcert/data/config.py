@@ -14,7 +14,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images and how they become network input. Every field but ``source`` is part of the identity."""
+    """Which images and how they become network input. All but ``source`` and ``allow_subset`` is its identity."""
 
     dataset: str = "digits"
     """Registered name: digits, mnist, cifar10, cifar10-jpeg, imagenet, imagenet-sample, folder, or your own."""
@@ -30,6 +30,8 @@ class DataConfig:
     """Chooses which training images are held out."""
     limit: int | None = None
     """Take only the first images of each split, in file order."""
+    allow_subset: bool = False
+    """The source may hold fewer images than the dataset has: say so, and go on."""
     on_bad_image: Literal["error", "quarantine"] = "error"
     """error: stop and name them; quarantine: set them apart in quarantine.parquet and count them."""
     storage: Literal["raw", "encoded"] = "raw"

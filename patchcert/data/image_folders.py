@@ -17,8 +17,8 @@ from patchcert.data.rows import RowSource, SourceRow, fingerprint
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
-_FILES_AHEAD = 8
-_DESKTOP_FILES = {"Thumbs.db", "desktop.ini"}
+FILES_AHEAD = 8
+DESKTOP_FILES = {"Thumbs.db", "desktop.ini"}
 
 
 class FolderSource:
@@ -81,13 +81,12 @@ class _FolderRows:
         files = {
             path: size
             for path, size in folder.files(recursive=True).items()
-            if path.rpartition("/")[2] not in _DESKTOP_FILES
+            if path.rpartition("/")[2] not in DESKTOP_FILES
         }
         self._paths = list(files)
         self.num_rows = len(files)
         self.fingerprint = fingerprint(files.items())
-        self._labels = {name: label for label, name in enumerate(class_names)}
-        self._labels |= {name: label for label, name in enumerate(spec.folder_names or ())}
+        self._labels = class_labels(spec, class_names)
         self._check_classes(spec)
 
     def _check_classes(self, spec: DatasetSpec) -> None:
@@ -98,12 +97,7 @@ class _FolderRows:
                     f"{self._folder}/{path} lies in no class folder\n  Move it to <split>/<class>/, or remove it."
                 )
             if name not in self._labels:
-                nearest = difflib.get_close_matches(name, self._labels, n=1, cutoff=0.5)
-                hint = f"Did you mean {nearest[0]!r}?  " if nearest else ""
-                raise DatasetError(
-                    f"{self._folder} has the class folder {name!r}, which is no class of {spec.name}\n"
-                    f"  {hint}Its {len(self.class_names)} classes start with: {', '.join(list(self._labels)[:10])}."
-                )
+                raise unknown_class(str(self._folder), name, spec, self._labels)
 
     def image_ids(self) -> pa.Array:
         """Names of all images in file order, string array of ``num_rows``."""
@@ -112,8 +106,8 @@ class _FolderRows:
     def read(self, rows: np.ndarray) -> Iterator[SourceRow]:
         """The images at these ascending positions, one after the other, in bounded memory."""
         # Opening a file waits for the disk or the network, so several are read at a time.
-        with concurrent.futures.ThreadPoolExecutor(_FILES_AHEAD) as pool:
-            yield from ordered_map(pool, self._read_file, (self._paths[row] for row in rows.tolist()), _FILES_AHEAD)
+        with concurrent.futures.ThreadPoolExecutor(FILES_AHEAD) as pool:
+            yield from ordered_map(pool, self._read_file, (self._paths[row] for row in rows.tolist()), FILES_AHEAD)
 
     def labels(self) -> np.ndarray:
         """Class indices of all images in file order, int64 of ``num_rows``."""
@@ -133,3 +127,18 @@ class _FolderRows:
             raise DatasetError(f"{self._folder}/{path} cannot be read: {error}\n  Check the source.") from error
         label = self._labels[path.partition("/")[0]]
         return SourceRow(f"{self._prefix}/{path}", data, label, f"{self._split}/{path}")
+
+
+def class_labels(spec: DatasetSpec, class_names: tuple[str, ...]) -> dict[str, int]:
+    """Labels by everything that a class folder may be called."""
+    return {name: label for names in (class_names, spec.folder_names or ()) for label, name in enumerate(names)}
+
+
+def unknown_class(place: str, name: str, spec: DatasetSpec, labels: dict[str, int]) -> DatasetError:
+    """The message for a class folder that is none."""
+    nearest = difflib.get_close_matches(name, labels, n=1, cutoff=0.5)
+    hint = f"Did you mean {nearest[0]!r}?  " if nearest else ""
+    return DatasetError(
+        f"{place} has the class folder {name!r}, which is no class of {spec.name}\n"
+        f"  {hint}Its {len(set(labels.values()))} classes start with: {', '.join(list(labels)[:10])}."
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,6 +49,7 @@ def prepare(
     *,
     splits: Sequence[str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], object] = warnings.warn,
     num_threads: int | None = None,
     spread: Spread | None = None,
 ) -> dict[str, PreparedDataset]:
@@ -61,6 +64,7 @@ def prepare(
         output_folder: path or URI; every split gets a folder in it.
         splits: names from train, validation, test, trainval; None: every split of the dataset but trainval.
         on_progress: called with (rows done, rows in total) of all splits.
+        on_warning: called with one text when the source is only a part of the dataset, and may be.
         num_threads: decoding threads of this process; None: one per CPU core.
         spread: who makes the missing shards, such as :func:`patchcert.data.shards.in_processes`; None: the threads of
             this process.
@@ -84,9 +88,14 @@ def prepare(
         raise ResourceError(f"{num_threads} decoding threads were asked for\n  Give at least 1, or leave it out.")
     root = Folder(output_folder)
     source = _open_source(spec, config)
+    # Two splits of one source say the same.
+    said: set[str] = set()
     works = [
-        _find_work(spec, config, preprocessing, source, root.folder(split), split) for split in dict.fromkeys(splits)
+        _find_work(spec, config, preprocessing, source, root.folder(split), split, said.add)
+        for split in dict.fromkeys(splits)
     ]
+    for text in sorted(said):
+        on_warning(text)
     progress = _Progress(on_progress, sum(work.num_rows for work in works))
     prepared = {}
     for work in works:
@@ -183,6 +192,7 @@ def _find_work(
     source: Source | DatasetError,
     folder: Folder,
     split: str,
+    on_warning: Callable[[str], object],
 ) -> _Work:
     try:
         is_finished = folder.exists(DATASET_FILE)
@@ -222,7 +232,7 @@ def _find_work(
         folder=folder,
         split=split,
         identity=identity,
-        rows=None if is_finished or sources is None else sources.select(),
+        rows=None if is_finished or sources is None else sources.select(on_warning),
         source=place,
         finished=PreparedDataset.open(folder) if is_finished else None,
     )
@@ -337,6 +347,7 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
     digest = hashlib.sha256(digest_header(preprocessing.image_size, preprocessing.num_channels))
     shards: list[Shard] = []
     quarantined: list[dict[str, Any]] = []
+    images_per_class_K = np.zeros(len(work.rows.class_names), np.int64)
     for file, token in zip(files, tokens, strict=True):
         note = shard_note(folder, file, token)
         if note is None:
@@ -347,8 +358,9 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
         shards.append(note["shard"])
         quarantined += note["quarantined"]
         with folder.open(file) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=["row_sha256"]):
-                digest.update(b"".join(batch.column(0).to_pylist()))
+            for batch in pq.ParquetFile(stream).iter_batches(columns=["label", "row_sha256"]):
+                images_per_class_K += np.bincount(batch.column("label"), minlength=len(images_per_class_K))
+                digest.update(b"".join(batch.column("row_sha256").to_pylist()))
     num_rows = sum(shard.num_rows for shard in shards)
     if num_rows == 0:
         raise DatasetError(
@@ -381,6 +393,7 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
             **{package: metadata.version(package) for package in ("numpy", "pillow", "pyarrow")},
         },
         "class_names": list(work.rows.class_names),
+        "images_per_class": images_per_class_K.tolist(),
         "shards": [asdict(shard) for shard in shards],
     }
     folder.write(DATASET_FILE, _json(record, indent=1))

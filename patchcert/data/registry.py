@@ -15,6 +15,15 @@ SPLITS = ("train", "validation", "test", "trainval")
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpectedImages:
+    """How many images a whole source split holds: ``total``, and from ``fewest`` to ``most`` in each class."""
+
+    total: int
+    fewest: int
+    most: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """What has to be known about a dataset before any of its images is read.
 
@@ -31,6 +40,8 @@ class DatasetSpec:
         encoding: "lossless" or "jpeg" when other files would be another variant, else None.
         source_splits: for each split the names it may have in a source ("val-00000.parquet", "val/"), in order of
             preference. Where the source has no validation split of its own it is held out of the training images.
+        source_archives: for source splits the tar archive that holds them as published.
+        expected: for splits how many images the source has to hold; others hold what they hold.
         validation_size: number of training images held out; None: the user has to say.
         source_folders: folders looked for inside the environment variable PATCHCERT_DATA.
         embedded: whether the images come with an installed package, without any download.
@@ -49,6 +60,8 @@ class DatasetSpec:
     source_splits: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"train": ("train",), "test": ("test", "validation", "val")}
     )
+    source_archives: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, ExpectedImages] = field(default_factory=dict)
     validation_size: int | None = None
     source_folders: tuple[str, ...] = ()
     embedded: bool = False
@@ -104,6 +117,8 @@ class DatasetSpec:
     def sources(self) -> tuple[str, ...]:
         """Where its images can come from, in words."""
         words = ["Parquet files", "image folders"]
+        if self.source_archives:
+            words.append("tar archives")
         if self.torchvision_class:
             words.append("torchvision download")
         if self.embedded:
@@ -221,6 +236,11 @@ register_dataset(
         folder_names=_WORDNET_IDS,
         default_resize="crop",
         source_splits={"train": ("train",), "test": ("val", "validation")},
+        source_archives={"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"},
+        expected={
+            "train": ExpectedImages(total=1_281_167, fewest=732, most=1_300),
+            "test": ExpectedImages(total=50_000, fewest=50, most=50),
+        },
         validation_size=10_000,
         source_folders=("imagenet", "imagenet-1k"),
     )

@@ -51,6 +51,7 @@ def open_source(spec: DatasetSpec, location: str | None) -> Source:
 
 
 def _open_folder(spec: DatasetSpec, folder: Folder) -> Source:
+    from patchcert.data.archives import ArchiveSource, find_archives
     from patchcert.data.image_folders import FolderSource
     from patchcert.data.parquet_files import ParquetSource, find_parquet
 
@@ -62,9 +63,12 @@ def _open_folder(spec: DatasetSpec, folder: Folder) -> Source:
         raise DatasetError(f"the source of {spec.name} is a file: {folder}\n  Give the folder it lies in.")
     if found := find_parquet(folder):
         return ParquetSource(spec, *found)
+    if archives := find_archives(spec, folder):
+        return ArchiveSource(spec, folder, archives)
     if folder.folders():
         return FolderSource(spec, folder)
+    also = f", or {' and '.join(spec.source_archives.values())}" if spec.source_archives else ""
     raise DatasetError(
         f"the source folder of {spec.name} holds no images: {folder}\n"
-        "  It needs <split>-*.parquet files, or <split>/<class>/<image>."
+        f"  It needs <split>-*.parquet files, or <split>/<class>/<image>{also}."
     )

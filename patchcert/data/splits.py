@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchcert.data.config import DataConfig
-from patchcert.data.registry import DatasetSpec
+from patchcert.data.registry import DatasetSpec, ExpectedImages
 from patchcert.data.rows import RowReader, RowSource, Source, SourceRow
 from patchcert.errors import DatasetError, ImageError
 
@@ -80,6 +81,10 @@ class SplitSources:
         validation_size: training images held out, or None if this split does not depend on that.
         validation_seed: chooses which ones, or None.
         limit: take only so many images, or None.
+        source_split: "train" or "test": what the first part is in the source.
+        expected: how many images the first part has to hold, or None.
+        allow_subset: whether fewer are a warning instead of an error.
+        uri: where the source lies, for messages.
     """
 
     dataset: str
@@ -88,22 +93,31 @@ class SplitSources:
     validation_size: int | None
     validation_seed: int | None
     limit: int | None
+    source_split: str
+    expected: ExpectedImages | None
+    allow_subset: bool
+    uri: str
 
     @property
     def fingerprint(self) -> str:
         """Digest of the names and sizes of the files behind this split."""
         return "+".join(source.fingerprint for source in self.sources)
 
-    def select(self) -> SplitRows:
+    def select(self, on_warning: Callable[[str], object] = warnings.warn) -> SplitRows:
         """Decide which images belong to the split.
 
         Held out for validation are the training images whose names hash lowest under ``validation_seed``: a choice
         that no order of files changes, and that grows with ``validation_size`` without exchanging images.
 
+        Args:
+            on_warning: called when the source holds another number of images than the dataset, and may.
+
         Raises:
-            DatasetError: the split is empty, or more is held out than there is.
+            DatasetError: the split is empty, more is held out than there is, or the source is incomplete.
             ImageError: two images of the split share a name.
         """
+        if self.expected is not None:
+            self._check_counts(self.sources[0], self.expected, on_warning)
         segments = [(source, np.arange(source.num_rows)) for source in self.sources]
         if self.validation_size:
             held_out = self._held_out(self.sources[0])
@@ -114,6 +128,25 @@ class SplitSources:
             segments = _first(segments, self.limit)
         _check_names(self.split, segments)
         return SplitRows(segments=tuple(segments))
+
+    def _check_counts(self, source: RowSource, expected: ExpectedImages, on_warning: Callable[[str], object]) -> None:
+        labels_N = source.labels()
+        num_classes = len(source.class_names)
+        counts_K = np.bincount(labels_N[(labels_N >= 0) & (labels_N < num_classes)], minlength=num_classes)
+        wrong = np.flatnonzero((counts_K < expected.fewest) | (counts_K > expected.most))
+        if source.num_rows == expected.total and not len(wrong):
+            return
+        problem = (
+            f"{self.dataset} is not complete for its {self.source_split} images: {expected.total:,} expected, found "
+            f"{source.num_rows:,} in {self.uri}"
+        )
+        if len(wrong):
+            span = f"{expected.fewest:,}" + (f" to {expected.most:,}" if expected.most > expected.fewest else "")
+            named = ", ".join(f"{source.class_names[label]} ({label}) {counts_K[label]:,}" for label in wrong[:5])
+            problem += f"; {len(wrong)} of {num_classes} classes have not {span}: {named}" + ", ..." * (len(wrong) > 5)
+        if not self.allow_subset:
+            raise DatasetError(f"{problem}\n  Add what is missing, or go on with this part: --data.allow-subset.")
+        on_warning(problem)
 
     def _held_out(self, train: RowSource) -> np.ndarray:
         size = self.validation_size or 0
@@ -162,6 +195,7 @@ def find_split(spec: DatasetSpec, config: DataConfig, source: Source, split: str
             f"{spec.name} has no validation images: validation_size is 0 and the source has no validation split\n"
             "  Set data.validation_size, or ask for other splits."
         )
+    source_split = "test" if split == "test" else "train"
     return SplitSources(
         dataset=spec.name,
         split=split,
@@ -169,6 +203,10 @@ def find_split(spec: DatasetSpec, config: DataConfig, source: Source, split: str
         validation_size=size,
         validation_seed=None if size is None else config.validation_seed,
         limit=config.limit,
+        source_split=source_split,
+        expected=spec.expected.get(source_split) if own_validation is None else None,
+        allow_subset=config.allow_subset or config.limit is not None,
+        uri=source.uri,
     )
 
 

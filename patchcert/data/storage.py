@@ -138,10 +138,15 @@ class Folder:
         entries = [(info.path[start:], info) for info in self._filesystem.get_file_info(selector)]
         return sorted((e for e in entries if not any(p.startswith(".") for p in e[0].split("/"))), key=lambda e: e[0])
 
-    def open(self, name: str) -> pa.NativeFile:
-        """Open a file for reading at any position; local files are memory-mapped. Use it in a ``with``."""
+    def open(self, name: str, *, mapped: bool = True) -> pa.NativeFile:
+        """Open a file for reading at any position; use it in a ``with``.
+
+        Args:
+            name: the file.
+            mapped: map local files into memory; without, a small read from a huge file fetches little beside it.
+        """
         path = self.path(name)
-        if self.is_local and os.path.getsize(path):
+        if mapped and self.is_local and os.path.getsize(path):
             return pa.memory_map(path)
         return self._filesystem.open_input_file(path)
 

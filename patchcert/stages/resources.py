@@ -15,7 +15,8 @@ class Resources:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: GPUs when the cluster has some; cuda: refuse to run without."""
     workers: int = 0
-    """Training processes or voting actors; 0: one per GPU; on CPUs one training process, one actor per core."""
+    """Training processes or voting actors; 0: one per GPU; on CPUs one training process, one actor per core. Preparing
+    processes where no cluster is joined; 0: one per core."""
     cpus_per_worker: int = 0
     """CPU cores (and torch threads) of a worker; 0: 1 for actors, an equal share of all cores for training."""
     images_per_part: int = 0
