@@ -16,12 +16,12 @@ Train image classifiers and prove how many images no adversarial patch can flip.
 
 commands
   demo                 the whole way on bundled digits: train, vote, certify, report (about 2 minutes)
-  list                 recipes, datasets and networks
-  show RECIPE|FOLDER   all settings of a recipe, or what a result, vote table, checkpoint or dataset folder holds
+  list                 recipes, suites, defenses and datasets
+  show NAME|FOLDER     all settings of a recipe, what a suite runs, or what a result, vote table or other folder holds
   prepare RECIPE       decode and resize the images of a recipe's dataset, once
   train RECIPE         train the base classifier
   vote RECIPE          score all views of the test images
-  study RECIPE         answer all questions from the votes: certified accuracies, figures, report
+  study RECIPE|SUITE   answer all questions from the votes; of a suite (rc-cifar10, drs-mnist): recompute a whole paper
   run RECIPE           prepare, train, vote and study in one go, skipping what is there
   report FOLDER ...    one report over several studies
   publish FOLDER ...   send studies to the tracker (again); repeating is safe
@@ -178,12 +178,76 @@ def _vote(words: list[str]) -> None:
 
 
 def _study(words: list[str]) -> None:
+    from patchcert.suites import names_suite
+
+    if words and names_suite(words[0]):
+        _study_suite(words)
+        return
     recipe, options, extra = _recipe_command("study", StudyOptions)(words)
     pipeline = _pipeline(recipe, options)
     from patchcert.votes import VoteTable
 
     result = pipeline.study(VoteTable.open(extra.votes) if extra.votes else None, out=extra.out)
     _show_study(pipeline, result)
+
+
+def _study_suite(words: list[str]) -> None:
+    from patchcert.errors import StudyError
+    from patchcert.studies.paper_writing import console_tables
+    from patchcert.suite_run import SuiteRun
+
+    suite, recipes, options, extra = _parsed_suite(words)
+    terminal = _terminal()
+    outcome = SuiteRun(suite, recipes, options, terminal).run(extra.out)
+    for table in console_tables(outcome.tables):
+        terminal.result(table)
+    terminal.say(f"Report: {outcome.folder / 'report.html'}   (tables and figures lie beside it)")
+    terminal.say("Compare runs:  patchcert ui")
+    if outcome.missing:
+        failures = "\n".join(f"  {name}: {reason}" for name, reason in outcome.missing.items())
+        raise StudyError(
+            f"{suite.name}: {len(outcome.missing)} of {len(recipes)} experiments were not measured.\n{failures}\n"
+            "  Mend what they name and repeat the command: what is there is kept."
+        )
+
+
+def _parsed_suite(words: list[str]) -> tuple[Any, dict[str, Any], Any, Any]:
+    """Parses ``SUITE [--overrides]``: words -> (suite, recipe of each experiment, run options, the suite's options)."""
+    import tyro
+
+    from patchcert.pipeline import RunOptions
+    from patchcert.suite_run import SuiteOptions, overridden
+    from patchcert.suites import find_suite
+
+    spec = find_suite(words[0])
+
+    def parse(recipe: Any) -> Any:
+        sections = {name: getattr(recipe, name) for name in _SUITE_SECTIONS}
+        fields: list[Any] = [
+            ("suite", Annotated[SuiteOptions, tyro.conf.arg(name="")], dataclasses.field(default=SuiteOptions())),
+            ("options", Annotated[RunOptions, tyro.conf.arg(name="")], dataclasses.field(default_factory=RunOptions)),
+            *((name, type(value), dataclasses.field(default=value)) for name, value in sections.items()),
+        ]
+        settings = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
+        return tyro.cli(
+            settings,
+            prog=f"patchcert study {words[0]}",
+            description=f"{spec.summary} Settings of recipes are those of the first, and change all experiments.",
+            args=words[1:],
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+
+    # Which edition is meant is known after a first look, with any edition's settings as defaults.
+    first = parse(spec.build("published", False).experiments[0].build())
+    suite = spec.build(first.suite.chosen_networks(first.options.resources.device), first.suite.quick)
+
+    def override(recipe: Any) -> Any:
+        if not any(word.startswith(tuple(f"--{name}." for name in _SUITE_SECTIONS)) for word in words):
+            return recipe
+        parsed = parse(recipe)
+        return dataclasses.replace(recipe, **{name: getattr(parsed, name) for name in _SUITE_SECTIONS})
+
+    return suite, overridden(suite, override), first.options, first.suite
 
 
 def _run(words: list[str]) -> None:
@@ -331,6 +395,7 @@ def _list(words: list[str]) -> None:
     from patchcert.data.registry import dataset_names, dataset_spec
     from patchcert.defenses import DEFENSES
     from patchcert.recipes import recipe_families, recipe_name
+    from patchcert.suites import SUITES
 
     terminal = Terminal()
     recipes = Table(
@@ -348,22 +413,30 @@ def _list(words: list[str]) -> None:
     for defense in DEFENSES.values():
         defenses.add_row(defense.name, defense.title, defense.size_means, defense.source)
     terminal.result(defenses)
+    suites = Table("suite", "what it recomputes", title="Suites (patchcert study SUITE)")
+    for suite in SUITES.values():
+        suites.add_row(suite.name, suite.summary)
+    terminal.result(suites)
     datasets = Table("dataset", "images", "sources", title="Datasets (--data.dataset)")
     for name in dataset_names():
         spec = dataset_spec(name)
         datasets.add_row(name, spec.description, ", ".join(spec.sources))
     terminal.result(datasets)
-    terminal.say("Next:  patchcert show RECIPE, patchcert run RECIPE")
+    terminal.say("Next:  patchcert show RECIPE, patchcert run RECIPE, patchcert study SUITE --quick")
 
 
 def _show(words: list[str]) -> None:
     import os
 
     from patchcert.errors import RecipeError
+    from patchcert.suites import names_suite
 
+    if words and names_suite(words[0]):
+        _show_suite(words)
+        return
     if len(words) != 1 or words[0].startswith("-"):
         raise RecipeError(
-            "patchcert show takes one recipe or one folder.\n  For example:  patchcert show column4-digits"
+            "patchcert show takes one recipe, suite or folder.\n  For example:  patchcert show column4-digits"
         )
     if os.path.isdir(words[0]) or "://" in words[0]:
         _show_folder(words[0])
@@ -379,6 +452,31 @@ def _show(words: list[str]) -> None:
             for line in _flat(section, values):
                 print(line)
     print(f"\nOverride any of them:  patchcert run {recipe.name} --training.epochs 5")
+
+
+def _show_suite(words: list[str]) -> None:
+    from rich.table import Table
+
+    from patchcert.suite_run import SuiteRun
+
+    suite, recipes, options, _ = _parsed_suite(words)
+    terminal = _terminal()
+    run = SuiteRun(suite, recipes, options, terminal)
+    shown = Table("experiment", "results filed as", "views", "epochs", "questions", "there already", title=suite.title)
+    for name, filed_as, there in run.plan():
+        recipe = recipes[name]
+        study = recipe.study
+        patches = ", ".join(study.patches[:4]) + (
+            f" and {len(study.patches) - 4} more" if len(study.patches) > 4 else ""
+        )
+        asked = f"{', '.join(study.certificates)} against {patches}"
+        shown.add_row(name, filed_as, recipe.views.describe(), str(recipe.training.epochs), asked, there)
+    terminal.result(shown)
+    terminal.result("Tables and figures: " + ", ".join(dict.fromkeys(table.number for table in suite.tables)))
+    for note in suite.notes:
+        terminal.say(note)
+    terminal.say(f"Report: {run.folder()}")
+    terminal.say(f"Run it:  patchcert study {' '.join(words)}")
 
 
 def _flat(path: str, values: dict[str, Any]) -> list[str]:
@@ -415,6 +513,9 @@ def _no_arguments(command: str, words: list[str]) -> None:
     if words:
         raise RecipeError(f"patchcert {command} takes no arguments, but got {' '.join(words)!r}.")
 
+
+# What a suite's tables do not fix themselves.
+_SUITE_SECTIONS = ("data", "classifier", "training", "prediction")
 
 _DEMO_RECIPES = ("column4-digits", "crop10-digits")
 

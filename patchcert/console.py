@@ -14,8 +14,13 @@ _PLAIN_STEPS = 10
 class Terminal:
     """Results go to standard output, everything else to standard error."""
 
-    def __init__(self) -> None:
-        """Finds out how wide the terminal is; logs and pipes get plain lines."""
+    def __init__(self, *, live: bool = True) -> None:
+        """Finds out how wide the terminal is; logs and pipes get plain lines.
+
+        Args:
+            live: whether progress bars may move; several at a time would overwrite each other.
+        """
+        self._live = live
         self.out = Console(file=sys.stdout, highlight=False, soft_wrap=False)
         self.log = Console(file=sys.stderr, highlight=False)
         if not self.out.is_terminal:
@@ -41,7 +46,7 @@ class Terminal:
             title: what is being done.
             unit: what is counted, e.g. "images".
         """
-        if self.log.is_terminal:
+        if self.log.is_terminal and self._live:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=30),

@@ -12,7 +12,7 @@ from patchcert.data.prepared import available_cpus
 from patchcert.data.registry import dataset_spec
 from patchcert.data.shards import Spread, in_processes
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError, RecipeError
+from patchcert.errors import CheckpointError, RecipeError, StudyError
 from patchcert.recipes import Recipe
 from patchcert.stages.resources import Resources
 from patchcert.studies.results import StudyResult
@@ -123,6 +123,13 @@ class Pipeline:
         self.terminal.say(f"{recipe.name}: {done}, checkpoint {model.folder} (digest {model.digest[:12]})")
         return model.folder
 
+    def find_model(self) -> Folder | None:
+        """The checkpoint that ``train`` would find trained on the connected Ray, or None."""
+        from patchcert.stages.train import find_model
+
+        split = self.recipe.training.split
+        return find_model(self.recipe, self.prepare([split])[split], self.workspace, self.options.resources)
+
     def start_untrained(self) -> Folder:
         """Writes a checkpoint with the start weights, to try a pipeline or to time it.
 
@@ -188,16 +195,33 @@ class Pipeline:
         Raises:
             VoteTableError: the table is missing or was made from something else.
         """
-        from patchcert.stages.cluster import connected
-        from patchcert.studies.questions import questions
         from patchcert.tracking import publish
 
-        if table is None:
-            table = self.find_table()
+        result = self.answer(self.find_table() if table is None else table, out=out)
+        publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
+        return result
+
+    def answer(self, table: VoteTable, *, out: str | None = None, reuse: bool = False) -> StudyResult:
+        """Answers the recipe's questions from a vote table and writes report and figures.
+
+        Args:
+            table: votes of the recipe's views.
+            out: folder of the results; None: a folder of the study's own in the work folder.
+            reuse: take a whole result of the same questions and votes that is there already.
+
+        Raises:
+            VoteTableError: the table was made from something else.
+        """
+        from patchcert.stages.cluster import connected
+        from patchcert.studies.questions import questions
+
         if table.views != self.recipe.views:
             from patchcert.votes.table import check_identity
 
             check_identity(table.identity, table.identity | {"views": self.recipe.views.identity()}, table.location)
+        if reuse and (found := self._find_study(table, out)) is not None:
+            self.terminal.say(f"{self.recipe.name}: was answered already, study {found.folder}")
+            return found
         asked = questions(self.recipe.study, table.views, table.score_floor, on_warning=self.terminal.say)
         started = time.perf_counter()
         with connected(self.options.resources, verbose=self.options.verbose):
@@ -212,9 +236,7 @@ class Pipeline:
                     bar.update(done, table.num_images)
 
                 parts = answer(table, asked, on_part=on_part)
-        result = self._write_study(table, asked, parts, out, time.perf_counter() - started)
-        publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
-        return result
+        return self._write_study(table, asked, parts, out, time.perf_counter() - started)
 
     def find_table(self) -> VoteTable:
         """The vote table of the recipe's newest model and prepared split."""
@@ -239,11 +261,7 @@ class Pipeline:
         from patchcert.studies.subject import Subject
         from patchcert.studies.writing import write_study
 
-        identity = {
-            "version": __version__,
-            "study": canonical_settings(self.recipe.study),
-            "votes": table.identity,
-        }
+        identity = self._study_identity(table)
         run: dict[str, Any] = {
             "recipe": self.recipe.name,
             "vote_table": table.location,
@@ -261,6 +279,24 @@ class Pipeline:
             identity=identity,
             run=run,
         )
+
+    def _study_identity(self, table: VoteTable) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "study": canonical_settings(self.recipe.study),
+            "votes": table.identity,
+        }
+
+    def _find_study(self, table: VoteTable, out: str | None) -> StudyResult | None:
+        """The whole result of the same questions and votes, or None."""
+        from patchcert.studies.results import result_id
+
+        identity = self._study_identity(table)
+        try:
+            found = StudyResult.open(out or self.workspace.study(self.recipe.name, identity))
+        except StudyError:
+            return None
+        return found if found.result_id == result_id(identity) else None
 
     def _latest_model(self) -> Folder:
         folder = self.workspace.latest_model(self.recipe.name)

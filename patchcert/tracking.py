@@ -128,6 +128,28 @@ def publish(
     return published
 
 
+def answering(config: TrackingConfig, workspace: Workspace, say: Say) -> TrackingConfig:
+    """Opens the tracker once before long work: one that fails is left alone, after a single warning.
+
+    Args:
+        config: tracker and what its failure means.
+        workspace: place of the tracker's own database.
+        say: takes the warning.
+
+    Returns:
+        The same settings, or mode "off" where the tracker cannot be used.
+
+    Raises:
+        TrackingError: in mode "strict", what failed.
+    """
+    if config.mode == "off":
+        return config
+    with _forgiving(config.mode == "strict", say, "the tracker cannot be used, so nothing is recorded", None):
+        Tracker(tracking_uri(config.uri, workspace.folder))
+        return config
+    return dataclasses.replace(config, mode="off")
+
+
 def training_run(config: TrackingConfig, workspace: Workspace, recipe: Any, dataset: Any, say: Say) -> "TrainingRun":
     """Starts recording a training; nothing appears in the tracker before the first epoch.
 

@@ -25,7 +25,8 @@ LAYERS = (
     ("provenance", "workspace", "defenses"),
     ("studies",),
     ("tracking", "stages", "recipes", "console"),
-    ("pipeline",),
+    ("suites", "pipeline"),
+    ("suite_run",),
     ("cli",),
     ("__main__",),
 )
@@ -56,6 +57,7 @@ ALLOWED = {
 LIGHT_MODULES = (
     "patchcert",
     "patchcert.recipes",
+    "patchcert.suites",
     "patchcert.cli",
     "patchcert.workspace",
     "patchcert.certificates",

@@ -165,6 +165,13 @@ def train(
     return TrainedModel(folder=folder, digest=digest, epochs=epochs, reused=False)
 
 
+def find_model(recipe: Any, dataset: PreparedDataset, workspace: Workspace, resources: Resources) -> Folder | None:
+    """The finished model that ``train`` would return on the connected Ray cluster, or None."""
+    key = training_key(recipe, dataset, worker_share(ray, resources, training=True).num_workers)
+    folder = workspace.models(recipe.name).folder(key)
+    return folder if folder.exists("config.json") else None
+
+
 def training_key(recipe: Any, dataset: PreparedDataset, num_workers: int) -> str:
     """Fingerprint of everything that changes the trained weights."""
     return settings_key(

@@ -17,6 +17,7 @@ from patchcert.data.storage import Folder
 from patchcert.errors import PatchcertError, VoteTableError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.models.config import ClassifierConfig
+from patchcert.models.networks import ONE_PASS_NETWORKS
 from patchcert.prediction.config import PredictionConfig
 from patchcert.stages.cluster import thread_variables, worker_share
 from patchcert.stages.resources import Resources
@@ -259,6 +260,7 @@ def vote(
             device=device,
         )
         pool = ray.data.ActorPoolStrategy(size=min(share.num_workers, len(todo)), max_tasks_in_flight_per_actor=2)
+        worker_seconds = 0.0
         receipts = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             VoteWorker,
             fn_constructor_kwargs={"job": job},
@@ -274,11 +276,12 @@ def vote(
             if receipt.error_kind:
                 raise getattr(patchcert.errors, receipt.error_kind, VoteTableError)(receipt.error)
             missing -= receipt.rows
+            worker_seconds += receipt.seconds
             if on_part is not None:
                 on_part(receipt, missing)
         seconds = time.time() - started
         done = sum(row["stop"] - row["start"] for row in todo)
-        _record_run(folder, recipe, dataset, share, done, seconds)
+        _record_run(folder, recipe, dataset, share, done, seconds, worker_seconds)
     return finish_table(folder, identity, rows_of_parts)
 
 
@@ -317,7 +320,13 @@ def _attempt_name(part: int, number: int) -> str:
 
 
 def _record_run(
-    folder: Folder, recipe: Any, dataset: PreparedDataset, share: Any, num_images: int, seconds: float
+    folder: Folder,
+    recipe: Any,
+    dataset: PreparedDataset,
+    share: Any,
+    num_images: int,
+    seconds: float,
+    worker_seconds: float,
 ) -> None:
     """Writes run.json: what was measured on the way; not part of the table's identity."""
     from patchcert.provenance import environment
@@ -329,6 +338,8 @@ def _record_run(
         "images": num_images,
         "views": num_images * recipe.views.num_views,
         "seconds": round(seconds, 3),
+        "worker_seconds": round(worker_seconds, 3),
+        "one_pass": recipe.classifier.network in ONE_PASS_NETWORKS,
         "views_per_second": round(num_images * recipe.views.num_views / max(seconds, 1e-9), 1),
         "workers": share.num_workers,
         "cpus_per_worker": share.num_cpus,

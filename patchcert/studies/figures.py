@@ -24,13 +24,19 @@ _LINE_WORDS = (
     "Solid lines are deterministic theorems, dash-dotted ones hold with confidence over the draw, dashed ones are "
     "heuristics; bands are 95 % intervals."
 )
-_LINE_STYLES = {"deterministic": "-", "probabilistic": "-.", "heuristic": "--"}
+_LINE_STYLES: dict[str, Any] = {
+    "deterministic": "-",
+    "probabilistic": "-.",
+    "heuristic": "--",
+    "reported": (0, (1, 1)),
+}
 _MARKERS = {
     "counting": "s",
     "placement": "o",
     "random_crops_reported": "^",
     "random_crops_exact": "v",
     "fresh_draw": "D",
+    "reported": "*",
 }
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: one column of a paper, and what labels, axes and legend rows need inside it.
@@ -70,11 +76,11 @@ class Line:
 
     Attributes:
         defense: name of the defense.
-        certificate: name of the certificate, or "clean" for the accuracy without a patch.
+        certificate: name of the certificate, "clean" for the accuracy without a patch, or "reported".
         label: words of the legend.
-        guarantee: of the certificate; sets the line style.
+        guarantee: of the certificate, or "reported" for published numbers; sets the line style.
         x: positions on the horizontal axis.
-        y: accuracies in [0, 1].
+        y: accuracies in [0, 1], or what the figure's ``y_label`` names.
         low: lower ends of their 95 % intervals.
         high: upper ends.
         feasible: whether anything could be certified there.
@@ -100,6 +106,7 @@ class FigureData:
         caption: what is shown, one or two sentences.
         x_label: name and unit of the horizontal axis.
         y_label: name and unit of the vertical axis.
+        percent: whether the values are fractions that are shown as percent.
         kind: lines over numbers, or bars.
         lines: what is drawn.
         patches: (share of the image, label) of the patches on a patch-area axis.
@@ -111,6 +118,7 @@ class FigureData:
     caption: str
     x_label: str
     y_label: str = "accuracy (% of images)"
+    percent: bool = True
     kind: Literal["lines", "bars"] = "lines"
     lines: tuple[Line, ...]
     patches: tuple[tuple[float, str], ...] = ()
@@ -330,6 +338,7 @@ def _colours(lines: Sequence[Line]) -> list[tuple[str, float]]:
 def _draw_lines(data: FigureData) -> Figure:
     drawn = (*data.lines, *data.level)
     scale_x = 100 if data.name == "patch_area" else 1
+    scale_y = 100 if data.percent else 1
     styles = {id(line): _style(line, colour) for line, colour in zip(drawn, _colours(drawn), strict=True)}
     for line in data.level:
         styles[id(line)]["marker"] = None
@@ -345,19 +354,19 @@ def _draw_lines(data: FigureData) -> Figure:
     axes = figure.add_axes((_LEFT / _COLUMN_WIDTH, bottom / height, width / _COLUMN_WIDTH, _PLOT_HEIGHT / height))
     for line in data.level:
         colour = styles[id(line)]["color"]
-        axes.axhline(100 * line.y[0], color=colour, linewidth=1.0)
-        axes.axhspan(100 * line.low[0], 100 * line.high[0], color=colour, alpha=0.12, linewidth=0)
+        axes.axhline(scale_y * line.y[0], color=colour, linewidth=1.0)
+        axes.axhspan(scale_y * line.low[0], scale_y * line.high[0], color=colour, alpha=0.12, linewidth=0)
     for line in data.lines:
         style = styles[id(line)]
         x, y, low, high = (np.array(values) for values in (line.x, line.y, line.low, line.high))
         feasible = np.array(line.feasible)
-        axes.plot(x * scale_x, 100 * y, clip_on=False, zorder=3, markevery=list(np.flatnonzero(feasible)), **style)
-        axes.fill_between(x * scale_x, 100 * low, 100 * high, color=style["color"], alpha=0.13, linewidth=0)
+        axes.plot(x * scale_x, scale_y * y, clip_on=False, zorder=3, markevery=list(np.flatnonzero(feasible)), **style)
+        axes.fill_between(x * scale_x, scale_y * low, scale_y * high, color=style["color"], alpha=0.13, linewidth=0)
         crosses = {"color": style["color"], "clip_on": False, "zorder": 4} | _INFEASIBLE
-        axes.plot(x[~feasible] * scale_x, 100 * y[~feasible], **crosses)
+        axes.plot(x[~feasible] * scale_x, scale_y * y[~feasible], **crosses)
     # From zero always; up to 100 unless all of it happens far below.
     highest = max(value for line in drawn for value in line.high)
-    axes.set_ylim(0, next(100 * top for top in (0.1, 0.2, 0.4, 1.0) if highest <= top))
+    axes.set_ylim(0, next(100 * top for top in (0.1, 0.2, 0.4, 1.0) if highest <= top) if data.percent else None)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_ylabel(data.y_label)
     axes.set_xlabel(data.x_label)
@@ -406,6 +415,9 @@ def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
         return
     highest = positions.max()
     axes.set_xlim(0, highest * 1.02)
+    if not data.patches:
+        axes.xaxis.set_major_locator(FixedLocator(sorted(set(positions))))
+        return
     if len({fraction for fraction, _ in data.patches}) != len(data.patches):
         return
     # Sizes in pixels along the top, those that would overlap left out from the large end.

@@ -65,8 +65,8 @@ def render(results: Sequence[StudyResult], figures: Sequence[DrawnFigure]) -> tu
     """
     answers = combine([result.answers for result in results])
     context = {
-        "headlines": [headline for result in results for headline in _headlines(result, results[0].headline_patch)],
-        "attack": _attack(results),
+        "headlines": [headline for result in results for headline in headlines(result, results[0].headline_patch)],
+        "attack": attack(results),
         "warnings": _warnings(answers, results),
         "overview": _overview(answers),
         "published": _published(results),
@@ -87,12 +87,13 @@ def render(results: Sequence[StudyResult], figures: Sequence[DrawnFigure]) -> tu
         },
     }
     return (
-        _environment("md").get_template("report.md.j2").render(context),
-        _environment("html").get_template("report.html.j2").render(context),
+        template_environment("md").get_template("report.md.j2").render(context),
+        template_environment("html").get_template("report.html.j2").render(context),
     )
 
 
-def _environment(ending: str) -> jinja2.Environment:
+def template_environment(ending: str) -> jinja2.Environment:
+    """Finds the templates of reports; those for "html" escape what they are given, those for "md" do not."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("patchcert.studies"),
         autoescape=ending == "html",
@@ -105,7 +106,8 @@ def _environment(ending: str) -> jinja2.Environment:
     return environment
 
 
-def _headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:
+def headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:
+    """What a reader learns first about a study: the sharpest theorem at a patch that it asked, else its own."""
     answers = result.answers
     patch = wanted_patch if wanted_patch in set(answers["patch"]) else result.headline_patch
     rows = strongest_theorem(answers, patch)
@@ -127,7 +129,7 @@ def _headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:
     ]
 
 
-def _attack(results: Sequence[StudyResult]) -> dict[str, Any]:
+def attack(results: Sequence[StudyResult]) -> dict[str, Any]:
     """What was attacked: images in words, labels of the patches."""
     subjects = [result.subject for result in results]
     first = subjects[0]
@@ -202,7 +204,7 @@ def _study(result: StudyResult) -> dict[str, Any]:
         "defense": result.subject.defense,
         "rows": [_row(row) for _, row in result.answers.iterrows()],
         "base": percent(result.answers["base_accuracy"].iloc[0]),
-        "provenance": _provenance(result),
+        "provenance": provenance(result),
     }
 
 
@@ -249,7 +251,8 @@ def _citations(numbers: Sequence[Published]) -> str:
     return "; ".join(f"{source}, {', '.join(found)}" for source, found in tables.items())
 
 
-def _provenance(result: StudyResult) -> dict[str, str]:
+def provenance(result: StudyResult) -> dict[str, str]:
+    """Where a study comes from, fact by fact: views, model, images, times, hardware."""
     subject = result.subject
     facts = {
         "views": view_set_from_identity(subject.views).describe(),

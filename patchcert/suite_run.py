@@ -1,0 +1,296 @@
+"""A suite in; its models trained side by side, its votes and studies, and one report over all of them out."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from patchcert.console import Terminal
+from patchcert.data.registry import dataset_spec
+from patchcert.data.storage import Folder
+from patchcert.errors import PatchcertError
+from patchcert.pipeline import Pipeline, RunOptions
+from patchcert.recipes import Recipe
+from patchcert.studies.results import SUMMARY, StudyResult
+from patchcert.suites import Networks, Suite
+from patchcert.votes import VoteTable
+from patchcert.votes.table import SUCCESS
+from patchcert.workspace import Workspace, canonical_settings, settings_key
+
+if TYPE_CHECKING:
+    from patchcert.studies.paper_tables import FilledTable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteOptions:
+    """Options of ``patchcert study SUITE``."""
+
+    quick: bool = False
+    """A small edition of at most 5 minutes on 2 cores: few or bundled images, fewer models, short training."""
+    networks: Literal["auto", "published", "one-pass"] = "auto"
+    """published: the paper's own networks; one-pass: those that score all views at once; auto: one-pass without GPU."""
+    out: str | None = None
+    """Folder for report, tables and figures; unset: one of its own in the work folder."""
+
+    def chosen_networks(self, device: str) -> Networks:
+        """The networks that are meant, on a kind of device ("auto", "cpu" or "cuda")."""
+        from patchcert.provenance import environment
+
+        if self.networks != "auto":
+            return self.networks
+        return "published" if device == "cuda" or (device == "auto" and environment()["gpus"]) else "one-pass"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteOutcome:
+    """What became of a suite.
+
+    Attributes:
+        folder: report, tables and figures.
+        tables: with their numbers.
+        studies: folder of each study.
+        missing: experiments without a study, and why.
+    """
+
+    folder: Path
+    tables: "list[FilledTable]"
+    studies: dict[str, Path]
+    missing: dict[str, str]
+
+
+class SuiteRun:
+    """The experiments of one suite, in a work folder, on one Ray.
+
+    What is there already is kept: models, parts of vote tables and studies. One experiment that fails stops no other.
+    """
+
+    def __init__(self, suite: Suite, recipes: Mapping[str, Recipe], options: RunOptions, terminal: Terminal) -> None:
+        """Prepares nothing yet.
+
+        Args:
+            suite: tables and figures.
+            recipes: the whole recipe of each experiment, overrides of the command line included.
+            options: where it runs and is recorded.
+            terminal: for the reader.
+        """
+        self.suite, self.recipes, self.options, self.terminal = suite, recipes, options, terminal
+        self.workspace = Workspace(options.work)
+        self._missing: dict[str, str] = {}
+
+    def run(self, out: str | None = None) -> SuiteOutcome:
+        """Trains, votes, answers and reports.
+
+        Args:
+            out: folder of the report; None: ``suites/<name>-<fingerprint>`` in the work folder.
+
+        Raises:
+            PatchcertError: no experiment could be answered, or the report cannot be written.
+        """
+        from patchcert.stages.cluster import connected
+        from patchcert.tracking import answering
+
+        tracking = answering(self.options.tracking, self.workspace, self.terminal.say)
+        # Studies are published together at the end.
+        options = dataclasses.replace(self.options, tracking=tracking)
+        with connected(options.resources, verbose=options.verbose) as ray:
+            models = self._train(ray, options)
+            results = self._answer(models, options)
+        return self._report(results, tracking, out)
+
+    def plan(self) -> list[tuple[str, str, str]]:
+        """(experiment, name of its results, what is there already) of every experiment, without computing anything."""
+        found = []
+        for name, recipe in self.recipes.items():
+            there = {
+                "a model": self.workspace.latest_model(recipe.name) is not None,
+                "votes": _count(self.workspace, "votes", recipe.name, SUCCESS) > 0,
+                "a study": _count(self.workspace, "studies", recipe.name, SUMMARY) > 0,
+            }
+            found.append((name, recipe.name, ", ".join(words for words, is_there in there.items() if is_there) or "–"))
+        return found
+
+    def folder(self) -> Folder:
+        """Folder of the report, named by everything that the suite asks."""
+        settings = {name: _settings(recipe) for name, recipe in self.recipes.items()}
+        return self.workspace.folder.folder(f"suites/{self.suite.name}-{settings_key(settings)}")
+
+    def _train(self, ray: Any, options: RunOptions) -> dict[str, Folder]:
+        """Trains every model that is missing, as many at a time as cores or GPUs allow: key -> checkpoint."""
+        models: dict[str, Folder] = {}
+        waiting: dict[str, Pipeline] = {}
+        resources = options.resources
+        slots = _slots(ray.cluster_resources(), resources)
+        one_each = dataclasses.replace(resources, workers=resources.workers or 1)
+        for name, recipe in self.recipes.items():
+            if (key := _model_key(recipe)) in models or key in waiting:
+                continue
+            pipeline = Pipeline(recipe, dataclasses.replace(options, resources=one_each), self.terminal)
+            with self._reporting(name):
+                # Images are prepared before models are trained side by side: two would write the same files.
+                pipeline.prepare(_splits(recipe))
+                if (model := pipeline.find_model()) is None:
+                    waiting[key] = pipeline
+                else:
+                    self.terminal.say(f"{recipe.name}: was trained already, checkpoint {model}")
+                    models[key] = model
+        return models | self._side_by_side(waiting, slots, ray.cluster_resources())
+
+    def _side_by_side(
+        self, waiting: dict[str, Pipeline], slots: int, cluster: Mapping[str, float]
+    ) -> dict[str, Folder]:
+        lanes = min(slots, len(waiting))
+        if lanes > 1:
+            terminal = Terminal(live=False)
+            for key, pipeline in waiting.items():
+                resources = pipeline.options.resources
+                share = max(1, int(cluster.get("CPU", 1)) // (lanes * resources.workers))
+                alone = dataclasses.replace(resources, cpus_per_worker=resources.cpus_per_worker or share)
+                options = dataclasses.replace(pipeline.options, resources=alone)
+                waiting[key] = Pipeline(pipeline.recipe, options, terminal)
+            self.terminal.say(f"training {len(waiting)} models, {lanes} at a time")
+        queue = list(waiting.items())
+        models: dict[str, Folder] = {}
+
+        def work() -> None:
+            while queue:
+                # Taking one from a list is a single step of the interpreter, whoever else takes one.
+                try:
+                    key, pipeline = queue.pop(0)
+                except IndexError:
+                    return
+                name = next(name for name, recipe in self.recipes.items() if _model_key(recipe) == key)
+                with self._reporting(name):
+                    models[key] = pipeline.train()
+
+        if lanes <= 1:
+            work()
+            return models
+        # Daemons, so that an interrupted command ends without waiting for them; what they saved stays.
+        threads = [threading.Thread(target=work, name=f"lane-{lane}", daemon=True) for lane in range(lanes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.5)
+        return models
+
+    def _answer(self, models: Mapping[str, Folder], options: RunOptions) -> dict[str, StudyResult]:
+        """Votes and answers experiment by experiment, each on all cores; those of equal votes share their table."""
+        results: dict[str, StudyResult] = {}
+        tables: dict[str, VoteTable] = {}
+        for name, recipe in self.recipes.items():
+            model = models.get(_model_key(recipe))
+            if model is None:
+                trained_by = next(
+                    other for other in self.recipes if _model_key(self.recipes[other]) == _model_key(recipe)
+                )
+                self._missing.setdefault(name, self._missing.get(trained_by, "its model was not trained"))
+                continue
+            pipeline = Pipeline(recipe, options, self.terminal)
+            with self._reporting(name):
+                votes = _votes_key(recipe)
+                if votes not in tables:
+                    tables[votes] = pipeline.vote(str(model))
+                results[name] = pipeline.answer(tables[votes], reuse=True)
+        return results
+
+    def _report(self, results: dict[str, StudyResult], tracking: Any, out: str | None) -> SuiteOutcome:
+        from patchcert.studies.results import local_path
+        from patchcert.studies.suite_writing import SuiteReport, write_suite
+        from patchcert.tracking import publish
+
+        suite = self.suite
+        folder = local_path(out or self.folder())
+        tables = write_suite(
+            folder,
+            SuiteReport(
+                title=suite.title,
+                source=suite.source,
+                headline=suite.headline,
+                tables=suite.tables,
+                figures=suite.figures,
+                results=results,
+                missing=self._missing,
+                notes=suite.notes,
+                settings={name: _settings(recipe) for name, recipe in self.recipes.items()},
+            ),
+        )
+        studies = {name: result.folder for name, result in results.items()}
+        if tracking.mode == "off" and self.options.tracking.mode != "off":
+            command = "patchcert publish " + " ".join(str(study) for study in studies.values())
+            self.terminal.say(f"Publish the studies when the tracker is back:  {command}")
+        else:
+            publish(studies.values(), tracking, self.workspace, self.terminal.say)
+        return SuiteOutcome(folder=folder, tables=tables, studies=studies, missing=self._missing)
+
+    def _reporting(self, name: str) -> "_Reporting":
+        return _Reporting(name, self._missing, self.terminal.say)
+
+
+class _Reporting:
+    """Context that turns the failure of one experiment into an entry of what is missing."""
+
+    def __init__(self, name: str, missing: dict[str, str], say: Callable[[str], object]) -> None:
+        self._name, self._missing, self._say = name, missing, say
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False
+        message = str(error) if isinstance(error, PatchcertError) else f"{type(error).__name__}: {error}"
+        self._missing[self._name] = message.splitlines()[0] if message else type(error).__name__
+        self._say(f"{self._name} failed, the others go on: {message}")
+        return True
+
+
+def overridden(suite: Suite, override: Callable[[Recipe], Recipe]) -> dict[str, Recipe]:
+    """The whole recipes of a suite's experiments, the same overrides applied to each.
+
+    Args:
+        suite: the suite.
+        override: recipe -> recipe.
+    """
+    return {experiment.name: override(experiment.build()) for experiment in suite.experiments}
+
+
+def _slots(cluster: Mapping[str, float], resources: Any) -> int:
+    """How many trainings the cluster holds at a time."""
+    workers = resources.workers or 1
+    num_gpus = int(cluster.get("GPU", 0)) if resources.device != "cpu" else 0
+    if num_gpus:
+        return max(1, num_gpus // workers)
+    return max(1, int(cluster.get("CPU", 1)) // (workers * max(1, resources.cpus_per_worker)))
+
+
+def _splits(recipe: Recipe) -> list[str]:
+    wanted = [recipe.training.split, recipe.study.split]
+    if "validation" in dataset_spec(recipe.data.dataset).splits:
+        wanted.append("validation")
+    return list(dict.fromkeys(wanted))
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    values = canonical_settings(recipe)
+    values["data"].pop("source")
+    return values
+
+
+def _model_key(recipe: Recipe) -> str:
+    """Names the model that a recipe trains."""
+    values = _settings(recipe)
+    return settings_key({name: values[name] for name in ("name", "data", "views", "classifier", "training")})
+
+
+def _votes_key(recipe: Recipe) -> str:
+    """Names the votes that a recipe's model casts."""
+    return settings_key(_model_key(recipe), canonical_settings(recipe.prediction), recipe.study.split)
+
+
+def _count(workspace: Workspace, kind: str, name: str, marker: str) -> int:
+    """How many finished folders of a recipe lie in the work folder."""
+    folder = workspace.folder.folder(kind)
+    key_length = len(settings_key())
+    return sum(found[:-key_length] == f"{name}-" and folder.folder(found).exists(marker) for found in folder.folders())
