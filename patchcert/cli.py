@@ -436,7 +436,7 @@ def _show(words: list[str]) -> None:
         return
     if len(words) != 1 or words[0].startswith("-"):
         raise RecipeError(
-            "patchcert show takes one recipe, suite or folder.\n  For example:  patchcert show column4-digits"
+            "patchcert show takes one recipe or one folder (or one suite).\n  For example:  patchcert show column4-digits"
         )
     if os.path.isdir(words[0]) or "://" in words[0]:
         _show_folder(words[0])
