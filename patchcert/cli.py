@@ -383,7 +383,7 @@ def _show_study(pipeline: Any, result: Any) -> None:
     from patchcert.studies.console import console_table
 
     pipeline.terminal.result(console_table(result.answers))
-    pipeline.terminal.say(f"Report: {result.folder / 'report.html'}   (tables and figures lie beside it)")
+    pipeline.terminal.say(f"Report: {result.folder.folder('report.html')}   (tables and figures lie beside it)")
     pipeline.terminal.say("Compare runs:  patchcert ui")
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_PLAIN_STEPS = 10
+_PLAIN_STEPS, _PLAIN_SECONDS = 10, 60.0
 
 
 class Terminal:
@@ -40,13 +41,14 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self, title: str, unit: str) -> Iterator["_Bar"]:
-        """A progress bar; in a log, a line at every tenth of the work.
+        """A progress bar; in a log or a pipe, a line at every tenth of the work and once a minute between them.
 
         Args:
             title: what is being done.
             unit: what is counted, e.g. "images".
         """
-        if self.log.is_terminal and self._live:
+        # Variables such as FORCE_COLOR let rich take a log file for a screen; a redrawn bar is unreadable there.
+        if self.log.is_terminal and self._live and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
@@ -81,11 +83,24 @@ class _RichBar(_Bar):
 
 class _PlainBar(_Bar):
     def __init__(self, terminal: Terminal, title: str, unit: str) -> None:
-        self._terminal, self._title, self._unit, self._shown = terminal, title, unit, 0
+        self._terminal, self._title, self._unit = terminal, title, unit
+        self._shown, self._said = 0, time.monotonic()
+        self._started: tuple[float, float] | None = None
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Prints a line for every further tenth of the work."""
-        step = int(_PLAIN_STEPS * done / max(total, 1))
-        if step > self._shown:
-            self._shown = step
-            self._terminal.say(f"{self._title}: {done:g}/{total:g} {self._unit}{'  ' + note if note else ''}")
+        """Prints a line for every further tenth of the work, or after a minute without one."""
+        now, step = time.monotonic(), int(_PLAIN_STEPS * done / max(total, 1))
+        # What a resumed run finds done says nothing about its speed.
+        began, done_before = self._started = self._started or (now, done)
+        if step <= self._shown and (now - self._said < _PLAIN_SECONDS or done <= done_before):
+            return
+        self._shown, self._said = step, now
+        left = f", {_duration((now - began) * (total - done) / (done - done_before))} left" if done > done_before else ""
+        note = f"  {note}" if note else ""
+        self._terminal.say(f"{self._title}: {done:g}/{total:g} {self._unit}{left if done < total else ''}{note}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -360,7 +360,8 @@ class Tracker:
         # log_table() would append to the table of an earlier attempt.
         table = answers_table(result.answers)
         self.client.log_text(run_id, table.to_json(orient="split", index=False), _TABLE)
-        self.client.log_artifacts(run_id, str(result.folder))
+        with result.local_copy() as folder:
+            self.client.log_artifacts(run_id, str(folder))
         self.client.set_terminated(run_id, "FINISHED")
         return PublishedRun(run_id=run_id, experiment_id=experiment, link=self.save_view(experiment))
 
@@ -610,7 +611,7 @@ def _view_state(logged: set[str]) -> dict[str, Any]:
 
 def _description(result: "StudyResult") -> str:
     """First screen of the study's report, as Markdown."""
-    text = (result.folder / "report.md").read_text(encoding="utf-8")
+    text = result.folder.read("report.md").decode()
     return text.partition("\n## ")[0][:_TAG_LENGTH]
 
 

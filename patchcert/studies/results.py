@@ -22,6 +22,7 @@ from patchcert.studies.subject import Subject
 SCHEMA_VERSION = 1
 ANSWERS, ANSWERS_CSV, PER_IMAGE = "answers.parquet", "answers.csv", "per_image.parquet"
 SUMMARY, RUN, FIGURES = "summary.json", "run.json", "figures"
+_UPLOADING = ".uploading"
 _MEND = "Answer the study again:  patchcert study RECIPE"
 
 Location = str | os.PathLike[str] | Folder
@@ -32,7 +33,7 @@ class StudyResult:
     """A finished result folder, open for reading.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies, on a disk or an object store.
         subject: what was attacked.
         identity: everything that can change an answer, JSON-able.
         result_id: hash of the identity, 16 hexadecimal digits.
@@ -41,7 +42,7 @@ class StudyResult:
         run: what was measured on the way: times, hardware, versions, commit.
     """
 
-    folder: Path
+    folder: Folder
     subject: Subject
     identity: dict[str, Any]
     result_id: str
@@ -56,11 +57,11 @@ class StudyResult:
         Raises:
             StudyError: missing, damaged or written by another version.
         """
-        folder = local_path(location)
-        if not (folder / SUMMARY).is_file():
+        folder = Folder(location)
+        if not folder.is_file(SUMMARY):
             raise StudyError(f"{folder} holds no study result: {SUMMARY} is missing.\n  {_MEND}")
         try:
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            summary = json.loads(folder.read(SUMMARY))
             version = summary["schema_version"]
             if version == SCHEMA_VERSION:
                 for name, digest in summary["files"].items():
@@ -71,8 +72,8 @@ class StudyResult:
                     identity=summary["identity"],
                     result_id=summary["result_id"],
                     headline_patch=summary["headline_patch"],
-                    answers=pq.read_table(folder / ANSWERS).to_pandas(),
-                    run=json.loads((folder / RUN).read_text(encoding="utf-8")),
+                    answers=_read_table(folder, ANSWERS).to_pandas(),
+                    run=json.loads(folder.read(RUN)),
                 )
         except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             raise StudyError(f"{folder} is damaged: {type(error).__name__}: {error}.\n  {_MEND}") from None
@@ -83,12 +84,25 @@ class StudyResult:
 
     def per_image(self) -> pa.Table:
         """The answers of every image, as ``PartAnswers`` names its columns."""
-        return pq.read_table(self.folder / PER_IMAGE)
+        return _read_table(self.folder, PER_IMAGE)
 
     @property
-    def figures(self) -> list[Path]:
-        """Its figure files, PNG and SVG, sorted."""
-        return sorted((self.folder / FIGURES).glob("*.*"))
+    def figures(self) -> list[str]:
+        """Names of its figure files inside the folder, PNG and SVG, sorted."""
+        return [f"{FIGURES}/{name}" for name in self.folder.folder(FIGURES).files()]
+
+    @contextlib.contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """The folder on this machine, for readers that want paths: itself, or a download that ends with the block."""
+        if self.folder.is_local:
+            yield Path(self.folder.path())
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            for name in self.folder.files(recursive=True):
+                path = Path(temporary, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.folder.read(name))
+            yield Path(temporary)
 
 
 def result_id(identity: dict[str, Any]) -> str:
@@ -110,7 +124,7 @@ def write_tables(folder: Path, result: StudyResult, per_image: pa.Table) -> None
         "identity": result.identity,
         "subject": dataclasses.asdict(result.subject),
         "headline_patch": result.headline_patch,
-        "files": {name: _digest(folder / name) for name in (ANSWERS, PER_IMAGE)},
+        "files": {name: _digest((folder / name).read_bytes()) for name in (ANSWERS, PER_IMAGE)},
     }
     _write_json(folder / SUMMARY, summary)
     _write_json(folder / RUN, result.run)
@@ -118,26 +132,45 @@ def write_tables(folder: Path, result: StudyResult, per_image: pa.Table) -> None
 
 @contextlib.contextmanager
 def whole_folder(location: Location, marker: str) -> Iterator[Path]:
-    """A folder to write into; it takes its name when the block ends well, and vanishes when it does not.
+    """A local folder to write into; when the block ends well it takes its place, else it vanishes.
+
+    On a disk it takes its name in one step. To an object store it is copied file by file, the marker last: a folder
+    that holds its marker is whole, and one whose copying was cut off is replaced by the next.
 
     Args:
-        location: final name; an older folder there is replaced if it holds the marker or nothing.
+        location: final place; an older folder there is replaced if it holds the marker or nothing.
         marker: file that every such folder holds.
 
     Raises:
-        StudyError: the name belongs to something else, or is no local path.
-        ResourceError: full disk, read-only folder or any other refusal; nothing is left behind.
+        StudyError: the place belongs to something else.
+        ResourceError: full disk, read-only folder, storage that cannot be reached or any other refusal; no half is
+            left that could be taken for a whole.
     """
-    final = local_path(location)
-    if final.exists() and not (final / marker).exists() and (not final.is_dir() or any(final.iterdir())):
-        raise StudyError(
-            f"{final} exists and was not written by patchcert (no {marker} in it); it is left as it is.\n"
-            "  Name another folder, or move this one away."
-        )
-    temporary = None
+    final = Folder(location)
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        if final.exists() and not final.exists(marker) and not final.exists(_UPLOADING):
+            if final.is_file() or (os.listdir(final.path()) if final.is_local else final.files(recursive=True)):
+                raise StudyError(
+                    f"{final} exists and was not written by patchcert (no {marker} in it); it is left as it is.\n"
+                    "  Name another folder, or move this one away."
+                )
+        if final.is_local:
+            with _renamed_folder(Path(final.path())) as temporary:
+                yield temporary
+        else:
+            with tempfile.TemporaryDirectory() as name:
+                yield Path(name)
+                _upload(Path(name), final, marker)
+    except OSError as error:
+        raise write_error(str(final), error) from error
+
+
+@contextlib.contextmanager
+def _renamed_folder(final: Path) -> Iterator[Path]:
+    """A new folder beside its final place, renamed when the block ends well."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
         temporary.chmod(0o755)
         yield temporary
         # Renaming over a folder that is not empty is not possible: the old one steps aside first.
@@ -152,36 +185,35 @@ def whole_folder(location: Location, marker: str) -> Iterator[Path]:
                 aside.rename(final)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise write_error(str(final), error) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def local_path(location: Location) -> Path:
-    """The local path of a folder.
-
-    Raises:
-        StudyError: it lies on an object store.
-    """
-    folder = location if isinstance(location, Folder) else Folder(location)
-    if not folder.is_local:
-        raise StudyError(
-            f"results are written to a local folder, {folder} is on an object store.\n"
-            "  Name a local folder; copy it, or publish it, afterwards."
-        )
-    return Path(folder.path())
+def _upload(source: Path, final: Folder, marker: str) -> None:
+    """Replaces what an object store holds, so that the marker is never beside files of another result."""
+    paths = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+    final.write(_UPLOADING, b"")
+    final.remove(marker)
+    for stale in final.files(recursive=True).keys() - paths.keys():
+        final.remove(stale)
+    for name in sorted(paths, key=lambda name: (name == marker, name)):
+        final.write(name, paths[name].read_bytes())
+    final.remove(_UPLOADING)
 
 
-def _check_file(folder: Path, name: str, digest: str) -> None:
-    found = _digest(folder / name)
+def _check_file(folder: Folder, name: str, digest: str) -> None:
+    found = _digest(folder.read(name))
     if found != digest:
         raise ValueError(f"{name} has digest {found[:12]}, written was {digest[:12]}")
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_table(folder: Folder, name: str) -> pa.Table:
+    with folder.open(name) as source:
+        return pq.read_table(source)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

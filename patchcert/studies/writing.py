@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from patchcert.data.storage import Folder
 from patchcert.errors import StudyError
 from patchcert.studies.answering import PartAnswers, combine, per_image_table, summarise
 from patchcert.studies.config import StudyConfig
@@ -19,7 +20,6 @@ from patchcert.studies.results import (
     SUMMARY,
     Location,
     StudyResult,
-    local_path,
     result_id,
     whole_folder,
     write_tables,
@@ -42,7 +42,7 @@ def write_study(
     """Writes one study: answers, per-image answers, figures and report, all at once or not at all.
 
     Args:
-        location: local folder; an older study there is replaced.
+        location: folder or URI; an older study there is replaced.
         subject: what was attacked.
         config: settings of the study.
         questions: what was asked.
@@ -53,13 +53,13 @@ def write_study(
 
     Raises:
         StudyError: answers are missing, or the folder belongs to something else.
-        ResourceError: full disk or read-only folder.
+        ResourceError: full disk, read-only folder or storage that refuses.
     """
     per_image = per_image_table(parts)
     # As they will be read again, so that a report does not depend on when it is written.
     identity, run = (json.loads(json.dumps(values, sort_keys=True)) for values in (identity, run))
     result = StudyResult(
-        folder=local_path(location),
+        folder=Folder(location),
         subject=subject,
         identity=identity,
         result_id=result_id(identity),
@@ -73,20 +73,20 @@ def write_study(
     return result
 
 
-def write_report(location: Location, results: Sequence[StudyResult]) -> Path:
+def write_report(location: Location, results: Sequence[StudyResult]) -> str:
     """Writes one report over several studies, with their answers in one table.
 
     Args:
-        location: local folder; an older report there is replaced.
+        location: folder or URI; an older report there is replaced.
         results: the studies.
 
     Returns:
-        The HTML file.
+        Path or URI of the HTML file.
 
     Raises:
         StudyError: no study, patches that act on different tensors, two studies of one name on the same images, or a
             folder that belongs to something else.
-        ResourceError: full disk or read-only folder.
+        ResourceError: full disk, read-only folder or storage that refuses.
     """
     names = [(result.subject.defense, result.subject.dataset, result.subject.split_digest) for result in results]
     twice = [name for name, *_ in names if [other for other, *_ in names].count(name) > 1]
@@ -98,7 +98,7 @@ def write_report(location: Location, results: Sequence[StudyResult]) -> Path:
     with whole_folder(location, REPORT_HTML) as folder:
         answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
         _write_report(folder, results, answers)
-    return local_path(location) / REPORT_HTML
+    return Folder(location).folder(REPORT_HTML).uri
 
 
 def _write_report(folder: Path, results: Sequence[StudyResult], answers: pd.DataFrame) -> None:

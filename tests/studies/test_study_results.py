@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow.fs as pafs
 import pytest
 from studies import simulated
 
@@ -11,8 +12,15 @@ from patchcert.errors import ResourceError, StudyError
 from patchcert.studies import StudyConfig, StudyResult, write_report
 
 
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def contents(location):
+    folder = Folder(location)
+    return {name: folder.read(name) for name in folder.files(recursive=True)}
+
+
+def object_store(folder):
+    """A file system that is not the local one, as object stores are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Folder("bucket/study", filesystem=pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()))
 
 
 def test_a_result_comes_back_as_it_was_written(results, column_study):
@@ -21,8 +29,8 @@ def test_a_result_comes_back_as_it_was_written(results, column_study):
     assert opened.subject == column_study.subject
     assert (opened.result_id, opened.headline_patch) == (results[0].result_id, "5x5")
     assert opened.identity == results[0].identity and opened.run == results[0].run
-    assert {path.suffix for path in opened.figures} == {".png", ".svg"}
-    from_csv = pd.read_csv(results[0].folder / "answers.csv", keep_default_na=False, na_values={"vote_threshold": ""})
+    assert {name[-4:] for name in opened.figures} == {".png", ".svg"}
+    from_csv = pd.read_csv(results[0].folder.path("answers.csv"), keep_default_na=False, na_values={"vote_threshold": ""})
     np.testing.assert_array_equal(from_csv["certified_accuracy"], opened.answers["certified_accuracy"])
 
 
@@ -33,7 +41,7 @@ def test_per_image_rows_give_the_answers_again_and_stay_small(results, crop_stud
     certified_N = np.asarray(per_image["certified/placement/5x5/top_class/all"])
     row = results[1].answers.query("certificate == 'placement' and patch == '5x5'").iloc[0]
     assert row["certified_accuracy"] == (correct_N & certified_N).mean()
-    assert (results[1].folder / "per_image.parquet").stat().st_size < 5 * 300 * len(crop_study.asked)
+    assert results[1].folder.files()["per_image.parquet"] < 5 * 300 * len(crop_study.asked)
 
 
 def test_equal_input_gives_equal_bytes_but_for_run_json(tmp_path, column_study, results):
@@ -83,9 +91,49 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path, column_stud
         simulated.write(column_study, tmp_path / "file" / "study")
 
 
-def test_object_stores_are_refused(column_study):
-    with pytest.raises(StudyError, match="on an object store"):
-        simulated.write(column_study, Folder("s3://bucket/study?region=eu-west-1"))
+def test_a_result_on_an_object_store_is_the_one_on_a_disk(tmp_path, results, column_study):
+    stored = simulated.write(column_study, object_store(tmp_path), run=results[0].run)
+    assert not stored.folder.is_local and contents(stored.folder) == contents(results[0].folder)
+    opened = StudyResult.open(stored.folder)
+    pd.testing.assert_frame_equal(opened.answers, results[0].answers)
+    assert opened.per_image().equals(results[0].per_image()) and opened.figures == results[0].figures
+    with opened.local_copy() as copy:
+        assert contents(copy) == contents(results[0].folder)
+    assert not copy.exists()
+    write_report(report := object_store(tmp_path / "report"), [opened])
+    assert report.files().keys() == {"answers.csv", "report.html", "report.md"}
+
+
+def test_an_upload_that_is_cut_off_is_no_result_and_the_next_one_replaces_it(tmp_path, monkeypatch, column_study):
+    store = object_store(tmp_path)
+    simulated.write(column_study, store)
+    whole = contents(store)
+    store.write("figures/of_an_older_version.png", b"old")
+    upload, left = Folder._upload, [3]
+
+    def refuse(folder, path, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("the store is away")
+        upload(folder, path, data)
+
+    monkeypatch.setattr(Folder, "_upload", refuse)
+    with pytest.raises(ResourceError, match="the store is away"):
+        simulated.write(column_study, store)
+    assert store.files() and "summary.json" not in store.files()
+    with pytest.raises(StudyError, match="holds no study result"):
+        StudyResult.open(store)
+    monkeypatch.undo()
+    simulated.write(column_study, store)
+    assert contents(store) == whole
+
+
+def test_strangers_on_an_object_store_are_left_alone(tmp_path, column_study):
+    store = object_store(tmp_path)
+    store.write("cat.jpg", b"x")
+    with pytest.raises(StudyError, match="was not written by patchcert"):
+        simulated.write(column_study, store)
+    assert contents(store) == {"cat.jpg": b"x"}
 
 
 def test_missing_and_damaged_results_name_the_mend(tmp_path, results):
@@ -94,7 +142,7 @@ def test_missing_and_damaged_results_name_the_mend(tmp_path, results):
 
     def damaged(name, change):
         folder = tmp_path / name
-        shutil.copytree(results[0].folder, folder)
+        shutil.copytree(results[0].folder.path(), folder)
         change(folder)
         return folder
 
