@@ -95,9 +95,10 @@ class _PlainBar(_Bar):
         if step <= self._shown and (now - self._said < _PLAIN_SECONDS or done <= done_before):
             return
         self._shown, self._said = step, now
-        left = f", {_duration((now - began) * (total - done) / (done - done_before))} left" if done > done_before else ""
-        note = f"  {note}" if note else ""
-        self._terminal.say(f"{self._title}: {done:g}/{total:g} {self._unit}{left if done < total else ''}{note}")
+        text = f"{self._title}: {done:g}/{total:g} {self._unit}"
+        if done_before < done < total:
+            text += f", {_duration((now - began) * (total - done) / (done - done_before))} left"
+        self._terminal.say(text + (f"  {note}" if note else ""))
 
 
 def _duration(seconds: float) -> str:

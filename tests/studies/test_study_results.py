@@ -30,7 +30,8 @@ def test_a_result_comes_back_as_it_was_written(results, column_study):
     assert (opened.result_id, opened.headline_patch) == (results[0].result_id, "5x5")
     assert opened.identity == results[0].identity and opened.run == results[0].run
     assert {name[-4:] for name in opened.figures} == {".png", ".svg"}
-    from_csv = pd.read_csv(results[0].folder.path("answers.csv"), keep_default_na=False, na_values={"vote_threshold": ""})
+    path = results[0].folder.path("answers.csv")
+    from_csv = pd.read_csv(path, keep_default_na=False, na_values={"vote_threshold": ""})
     np.testing.assert_array_equal(from_csv["certified_accuracy"], opened.answers["certified_accuracy"])
 
 
