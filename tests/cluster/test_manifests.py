@@ -1,0 +1,296 @@
+"""Every file of cluster/ that a cloud or a cluster would read, checked offline."""
+
+import importlib.metadata
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from cluster.kuberay_schemas import CLUSTER, KINDS, USED_FIELDS, crd_folder, documents, full_schema, manifests
+from packaging.requirements import Requirement
+
+import patchcert
+
+ROOT = CLUSTER.parent
+RAY_FILES = ("kuberay-cluster.yaml", "kuberay-job.yaml")
+LAUNCHER_FILES = ("aws.yaml", "gcp.yaml")
+KUBERNETES_FILES = (*RAY_FILES, "mlflow.yaml")
+
+
+def pins():
+    lines = (CLUSTER / "constraints.txt").read_text().splitlines()
+    return {name.lower(): version for name, _, version in (line.partition("==") for line in lines if line[0] != "#")}
+
+
+def ray_clusters():
+    """Every RayCluster specification with the name of its file."""
+    stored = [(name, document["spec"]) for name, document in manifests("RayCluster")]
+    return stored + [(name, document["spec"]["rayClusterSpec"]) for name, document in manifests("RayJob")]
+
+
+def pod_specs(document):
+    """Every pod specification inside a document, wherever it is."""
+    if isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for value in document.values():
+            yield from pod_specs(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from pod_specs(value)
+
+
+ALL_PODS = [
+    (f"{name}-{index}", pod)
+    for name in KUBERNETES_FILES
+    for index, pod in enumerate(pod for document in documents(name) for pod in pod_specs(document))
+]
+
+
+@pytest.fixture(scope="module")
+def schemas():
+    return json.loads(USED_FIELDS.read_text())["schemas"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ray_manifests_fit_the_fields_of_kuberay(schemas, kind):
+    assert manifests(kind)
+    for _, document in manifests(kind):
+        jsonschema.validate(document, schemas[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ray_manifests_fit_the_whole_definitions_of_kuberay(kind):
+    folder = crd_folder()
+    if folder is None:
+        pytest.skip("no KubeRay CRDs: set PATCHCERT_KUBERAY_CRDS")
+    for _, document in manifests(kind):
+        jsonschema.validate(document, full_schema(folder, kind))
+
+
+def test_the_schema_refuses_a_misspelt_field_and_a_wrong_type(schemas):
+    ((_, document),) = manifests("RayCluster")
+    misspelt = json.loads(json.dumps(document).replace("minReplicas", "minReplica"))
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        jsonschema.validate(misspelt, schemas["RayCluster"])
+    document["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    with pytest.raises(jsonschema.ValidationError, match="is not of type 'string'"):
+        jsonschema.validate(document, schemas["RayCluster"])
+
+
+def test_a_job_that_makes_its_cluster_may_be_repeated_on_a_new_one():
+    """KubeRay rejects backoffLimit > 0 for a cluster that is selected; the schema does not know."""
+    for _, document in manifests("RayJob"):
+        spec = document["spec"]
+        assert spec["backoffLimit"] > 0 and "clusterSelector" not in spec and "rayClusterSpec" in spec
+        assert spec["shutdownAfterJobFinishes"] is True and spec["activeDeadlineSeconds"] > 0
+        assert yaml.safe_load(spec["runtimeEnvYAML"]).keys() == {"env_vars"}
+
+
+@pytest.mark.parametrize(("name", "spec"), ray_clusters(), ids=lambda value: value if isinstance(value, str) else "")
+def test_ray_clusters_scale_from_zero_and_are_guarded(name, spec):
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"] and spec["autoscalerOptions"]["version"] == "v2"
+    assert 0 < spec["autoscalerOptions"]["idleTimeoutSeconds"] <= 600
+    head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0" and head["serviceType"] == "ClusterIP"
+    assert not head.get("enableIngress") and "ingressOptions" not in head
+    # Autoscaler v2 replaces pods itself: KubeRay wants restartPolicy Never, or none.
+    for group in (head, *workers):
+        assert group["template"]["spec"].get("restartPolicy", "Never") == "Never"
+    for group in workers:
+        assert group["minReplicas"] == 0 < group["maxReplicas"]
+        (container,) = group["template"]["spec"]["containers"]
+        has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        assert has_gpu == (group["groupName"] == "gpu")
+        tolerated = [entry["key"] for entry in group["template"]["spec"].get("tolerations", ())]
+        assert tolerated == ["nvidia.com/gpu"] * has_gpu
+    for pod in pod_specs(spec):
+        (container,) = pod["containers"]
+        (memory,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm"]
+        assert memory["medium"] == "Memory" and {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+
+
+@pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=[name for name, _ in ALL_PODS])
+def test_containers_run_as_users_within_limits_and_name_exact_images(name, pod):
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert "automountServiceAccountToken" in pod
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0
+        assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+        assert re.fullmatch(r"[\w./-]+:\d[\w.-]+", container["image"]), container["image"]
+
+
+@pytest.mark.parametrize("name", KUBERNETES_FILES)
+def test_nothing_is_reachable_from_outside(name):
+    kinds = [document["kind"] for document in documents(name)]
+    assert "NetworkPolicy" in kinds and "Ingress" not in kinds
+    for document in documents(name):
+        if document["kind"] == "Service":
+            assert document["spec"]["type"] == "ClusterIP"
+        if document["kind"] == "NetworkPolicy":
+            assert document["spec"]["policyTypes"] == ["Ingress"] and document["spec"]["podSelector"]["matchLabels"]
+            assert all(rule["from"] for rule in document["spec"]["ingress"])
+
+
+@pytest.mark.parametrize("name", KUBERNETES_FILES)
+def test_secrets_come_from_kubernetes_secrets_only(name):
+    def values(document):
+        if isinstance(document, dict):
+            if "name" in document and "value" in document:
+                yield document["name"], str(document["value"])
+            for value in document.values():
+                yield from values(value)
+        elif isinstance(document, list):
+            for value in document:
+                yield from values(value)
+
+    found = dict(values(documents(name)))
+    assert not [key for key in found if re.search("PASSWORD|SECRET|TOKEN|KEY|URI", key)]
+    text = json.dumps(documents(name))
+    assert not re.search(r"://[^/\s\"]*:[^/\s\"]*@", text), "credentials in an address"
+
+
+def test_the_tracker_asks_for_a_login_and_a_known_host():
+    deployment = next(document for document in documents("mlflow.yaml") if document["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    arguments = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"][2:])
+    assert arguments["app-name"] == "basic-auth" and "*" not in arguments["allowed-hosts"]
+    assert all(host.endswith(":5000") for host in arguments["allowed-hosts"].split(","))
+    from_secrets = {entry["name"] for entry in container["env"] if "valueFrom" in entry}
+    assert from_secrets == {
+        "MLFLOW_BACKEND_STORE_URI",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "MLFLOW_AUTH_ADMIN_USERNAME",
+        "MLFLOW_AUTH_ADMIN_PASSWORD",
+    }
+
+
+def test_the_tracker_server_knows_every_option_it_is_given():
+    """The options are those of the pinned mlflow, which is the installed one."""
+    from mlflow.cli import server
+    from mlflow.environment_variables import MLFLOW_AUTH_CONFIG_PATH
+
+    deployment = next(document for document in documents("mlflow.yaml") if document["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    known = {option for parameter in server.params for option in parameter.opts}
+    assert {argument.partition("=")[0] for argument in container["args"][2:]} <= known
+    assert MLFLOW_AUTH_CONFIG_PATH.name in {entry["name"] for entry in container["env"]}
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_vm_launcher_files_pass_the_schema_of_ray(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((CLUSTER / name).read_text()))
+    validate_config(config)
+    head = config["available_node_types"][config["head_node_type"]]
+    gpu = config["available_node_types"]["gpu"]
+    assert head["resources"]["CPU"] == 0 and gpu["resources"]["GPU"] == 1
+    assert gpu["min_workers"] == 0 < gpu["max_workers"] <= config["max_workers"]
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert any(target.endswith(".ray/auth_token") for target in config["file_mounts"])
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config({**config, "max_worker": 3})
+
+
+def test_only_ssh_from_named_addresses_reaches_machines_of_aws():
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    (rule,) = config["provider"]["security_group"]["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
+    assert "0.0.0.0/0" not in json.dumps(config)
+
+
+def test_image_tags_ray_versions_and_pins_are_one():
+    pinned = pins()
+    for name, spec in ray_clusters():
+        assert spec["rayVersion"] == pinned["ray"], name
+    images = [
+        line
+        for name in RAY_FILES + LAUNCHER_FILES
+        for line in re.findall(r"image: *(\S+)", (CLUSTER / name).read_text())
+    ]
+    assert set(images) == {f"registry.example.com/patchcert:{patchcert.__version__}-ray{pinned['ray']}-gpu"}
+    assert f"image: registry.example.com/patchcert-mlflow:{pinned['mlflow']}" in (CLUSTER / "mlflow.yaml").read_text()
+    assert f"patchcert:{patchcert.__version__}-ray{pinned['ray']}-gpu" in (CLUSTER / "Dockerfile").read_text()
+    assert f"patchcert-mlflow:{pinned['mlflow']}" in (CLUSTER / "Dockerfile").read_text()
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [Requirement(text) for text in project["dependencies"]]
+    pinned = pins()
+    assert pinned.keys() == {requirement.name.lower() for requirement in requirements}
+    for requirement in requirements:
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+
+
+def test_the_pinned_ray_is_the_tested_one():
+    if importlib.metadata.version("ray") != pins()["ray"]:
+        pytest.skip(f"ray {importlib.metadata.version('ray')} is installed, the image has {pins()['ray']}")
+    assert pins()["ray"] in documents("kuberay-cluster.yaml")[0]["spec"]["rayVersion"]
+
+
+class TestDockerfile:
+    @pytest.fixture(scope="class")
+    def stages(self):
+        """Instructions of each stage, continued lines joined."""
+        text = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ")
+        lines = [line.split(None, 1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        stages, shared = {}, []
+        for instruction, rest in lines:
+            if instruction == "FROM":
+                stages[rest.split()[-1]] = current = []
+            (current if stages else shared).append((instruction, rest))
+        return {"": shared, **stages}
+
+    def test_the_base_is_an_exact_version_and_a_supported_python(self, stages):
+        (base,) = [rest.partition("=")[2] for instruction, rest in stages[""] if instruction == "ARG"]
+        version = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-\w+", base)[1]
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert Requirement(f"python{project['requires-python']}").specifier.contains(version)
+        assert stages.keys() == {"", "node", "mlflow"}
+
+    def test_images_end_as_a_user_and_hold_no_secret(self, stages):
+        for name in ("node", "mlflow"):
+            users = [rest for instruction, rest in stages[name] if instruction == "USER"]
+            assert users == ["1000:1000"], name
+            for instruction, rest in stages[name]:
+                assert instruction != "ADD", rest
+                assert instruction not in ("ENV", "ARG") or not re.search("PASSWORD|SECRET|TOKEN|KEY", rest), rest
+                assert "curl" not in rest and "sudo" not in rest
+
+    def test_everything_that_is_installed_is_pinned(self, stages):
+        commands = [rest for stage in stages.values() for instruction, rest in stage if instruction == "RUN"]
+        for command in commands:
+            if "pip install" in command:
+                assert re.search(r"--constraint \S*constraints.txt", command)
+        pinned = pins()
+        for name in re.findall(r'"([\w-]+)(?:\[[\w,]+\])?(?:==[\d.]+)?"', " ".join(commands)):
+            assert name in pinned or re.search(rf'"{name}(\[\w+\])?==\d', " ".join(commands)), name
+
+    def test_the_context_holds_what_is_copied_and_nothing_else(self, stages):
+        sources = [
+            rest.split()[:-1] for stage in stages.values() for instruction, rest in stage if instruction == "COPY"
+        ]
+        copied = {path for paths in sources for path in paths}
+        rules = (ROOT / ".dockerignore").read_text().splitlines()
+        assert rules[1] == "*"
+        assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+        assert all((ROOT / path).exists() for path in copied)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CLUSTER.iterdir() if path.suffix in (".yaml", ".sh", ".py")], ids=lambda path: path.name
+)
+def test_every_file_says_what_for_how_to_start_how_to_stop_and_what_it_costs(path: Path):
+    head = path.read_text()[:3500]
+    assert all(word in head for word in ("Start:", "Stop:", "Left running it costs")), path.name
