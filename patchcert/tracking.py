@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from patchcert.data.storage import Folder
+from patchcert.data.storage import Folder, masked
 from patchcert.errors import TrackingError
 from patchcert.provenance import environment
 from patchcert.workspace import Workspace, canonical_settings
@@ -434,7 +434,7 @@ class Tracker:
         tag = f"mlflow.sharedViewState.{_VIEW_KEY}"
         if self.client.get_experiment(experiment).tags.get(tag) != state:
             self.client.set_experiment_tag(experiment, tag, state)
-        host = self.uri.rstrip("/") if self.uri.startswith(("http://", "https://")) else _LOCAL_HOST
+        host = _page_address(self.uri).rstrip("/") if self.uri.startswith(("http://", "https://")) else _LOCAL_HOST
         return (
             f"{host}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW_KEY}"
             "&compareRunsMode=CHART"
@@ -477,7 +477,7 @@ def ui_command(uri: str, port: int = 5000) -> UiCommand:
         port: of the pages.
     """
     if uri.startswith(("http://", "https://")):
-        return UiCommand(arguments=[], environment={}, address=uri)
+        return UiCommand(arguments=[], environment={}, address=_page_address(uri))
     # The URI may hold a password and arguments show in the list of processes: it goes through the environment.
     environment = _ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     arguments = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -639,6 +639,12 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _page_address(uri: str) -> str:
+    """The address of a server as it may be printed: without user and password, for which its pages ask."""
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def _check_answers(uri: str) -> None:
     """Raises OSError at once for a server that is not there; MLflow itself would try for long."""
     parts = urllib.parse.urlsplit(uri)
@@ -676,7 +682,7 @@ def _forgiving(strict: bool, say: Say, what: str, command: str | None) -> Iterat
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = masked(" ".join(str(error).split())) or type(error).__name__
         mend = f"Publish it when the tracker is back:  {command}" if command else "Everything else is complete."
         message = f"{what}: {reason[:_REASON_LENGTH]}\n  {mend}"
         if strict:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from patchcert.data.storage import Folder
+from patchcert.errors import CheckpointError
 from patchcert.votes.table import Identity, fingerprint
 
 DEFAULT_WORK = "patchcert-work"
@@ -53,11 +54,23 @@ class Workspace:
         return self.folder.folder(f"votes/{recipe_name}-{fingerprint(identity)[:8]}")
 
     def latest_model(self, recipe_name: str) -> Folder | None:
-        """The newest trained model of a recipe, or None."""
+        """The newest trained model of a recipe, or None.
+
+        Raises:
+            CheckpointError: the file that names it is damaged.
+            DatasetError: it names a folder elsewhere.
+        """
         models = self.models(recipe_name)
         if not models.exists(_LATEST):
             return None
-        return models.folder(json.loads(models.read(_LATEST))["key"])
+        try:
+            key = json.loads(models.read(_LATEST))["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{models}/{_LATEST} is damaged: {type(error).__name__}: {error}.\n"
+                f"  Delete it, then:  patchcert train {recipe_name}"
+            ) from None
+        return models.folder(str(key))
 
     def name_latest_model(self, recipe_name: str, key: str) -> None:
         """Makes the model ``models/<recipe>/<key>`` the newest."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ from patchcert.errors import DatasetError, ResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+# user:password@ behind ://, but not host:port/...; and options such as ?secret_key=...
+_USER = re.compile(r"(?<=://)[^:/@\s]*:(?!\d+/)[^@\s]+(?=@)")
+_SECRET_OPTION = re.compile(r"([?&][^=&\s]*(?:password|secret|token|key|signature|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """A text as it may be printed and kept: passwords in the URIs in it are replaced by ``***``."""
+    return _SECRET_OPTION.sub(r"\1***", _USER.sub("***", text))
 
 
 def write_error(location: str, error: OSError) -> ResourceError:
@@ -55,7 +65,8 @@ class Folder:
         is_local: whether it lies on a local disk.
 
     Raises:
-        ResourceError: the URI names no file system that can be reached.
+        ResourceError: the URI names no file system that can be reached, or it holds a password: URIs are written into
+            results and shown by Ray's and MLflow's pages.
     """
 
     def __init__(self, location: str | os.PathLike[str] | Folder, *, filesystem: pafs.FileSystem | None = None) -> None:
@@ -246,6 +257,12 @@ def atomic_write(location: str | os.PathLike[str], data: bytes | pa.Table) -> No
 
 
 def _filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    if masked(uri) != uri:
+        raise ResourceError(
+            f"the address {masked(uri)} holds a password, and addresses are written into results and shown on pages.\n"
+            "  Give it without, and the password in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for "
+            "s3, GOOGLE_APPLICATION_CREDENTIALS for gs."
+        )
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:

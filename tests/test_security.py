@@ -1,0 +1,221 @@
+"""What must hold everywhere: nothing read from storage runs, leaves its folder or listens; no secret is written."""
+
+import ast
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import patchcert
+from patchcert.data import PreparedDataset
+from patchcert.data.storage import Folder, masked
+from patchcert.errors import DatasetError, PatchcertError, ResourceError
+from patchcert.models.checkpoint import load_checkpoint, save_checkpoint
+from patchcert.provenance import environment
+from patchcert.tracking import TrackingConfig, publish, ui_command
+from patchcert.votes import VoteTable
+from patchcert.workspace import Workspace
+
+PACKAGE = Path(patchcert.__file__).parent
+SECRET = "hunter2-not-to-be-seen"
+
+# Loading any of these can run code that somebody else wrote.
+UNSAFE = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads", "dill.load",
+    "dill.loads", "joblib.load", "shelve.open", "marshal.loads", "marshal.load", "pandas.read_pickle",
+    "pd.read_pickle", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "eval", "exec", "pa.deserialize",
+}  # fmt: skip
+# Bytes that a task of the same job returned a moment ago, over Ray's own (authenticated) connection.
+FROM_OUR_OWN_TASKS = {("stages/study.py", "pickle.loads")}
+
+
+def unsafe_calls(source):
+    """Names of the calls in a source text that may run what they read."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if name in UNSAFE or settings.get("allow_pickle", "False") != "False":
+                yield name
+            if name == "torch.load" and settings.get("weights_only") != "True":
+                yield name
+
+
+class TestNothingFromStorageIsRun:
+    @pytest.fixture
+    def payload(self, tmp_path):
+        """A pickle that leaves a mark when it is loaded, and the mark."""
+        mark = tmp_path / "mark"
+        yield pickle.dumps(_Payload(str(mark)))
+        assert not mark.exists(), "a pickle from storage was loaded"
+
+    def test_the_package_calls_nothing_that_runs_what_it_reads(self):
+        found = {
+            (path.relative_to(PACKAGE).as_posix(), name)
+            for path in PACKAGE.rglob("*.py")
+            for name in unsafe_calls(path.read_text())
+        }
+        assert found <= FROM_OUR_OWN_TASKS
+
+    @pytest.mark.parametrize(
+        "source", ["pickle.load(f)", "torch.load(f)", "np.load(f, allow_pickle=True)", "torch.load(f, weights_only=x)"]
+    )
+    def test_the_search_finds_such_calls(self, source):
+        assert list(unsafe_calls(source))
+
+    def test_a_prepared_shard_is_no_pickle(self, payload, prepared_digits, tmp_path):
+        folder = tmp_path / "test"
+        shutil.copytree(prepared_digits["test"].folder.path(), folder)
+        shard = folder / prepared_digits["test"].shards[0].file
+        shard.write_bytes(payload.ljust(shard.stat().st_size, b"\0"))
+        with pytest.raises(DatasetError, match=r"shard-00000.* cannot be read"):
+            PreparedDataset.open(folder).read(0, 1)
+
+    def test_a_checkpoint_is_no_pickle(self, payload, column_digits, tmp_path):
+        folder = Folder(tmp_path / "model")
+        save_checkpoint(column_digits.classifier, folder, {})
+        for name in ("weights.safetensors", "config.json"):
+            whole = folder.read(name)
+            folder.write(name, payload)
+            with pytest.raises(PatchcertError):
+                load_checkpoint(folder)
+            folder.write(name, whole)
+
+    def test_a_training_state_is_no_pickle(self, payload, tmp_path):
+        from patchcert.stages.train import _load_state
+
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("archive/data.pkl", payload)
+            file.writestr("archive/version", "3")
+        for data in (payload, archive.getvalue()):
+            (tmp_path / "state.pt").write_bytes(data)
+            with pytest.raises((pickle.UnpicklingError, PatchcertError), match=r"(?i)weights.only|damaged"):
+                _load_state(str(tmp_path / "state.pt"), "key")
+
+    def test_a_vote_part_is_no_pickle(self, payload, vote_table):
+        vote_table.write(next(name for name in vote_table.files() if name.startswith("part-")), payload)
+        with pytest.raises(PatchcertError, match="is damaged"):
+            VoteTable.open(vote_table).read_part(0)
+
+
+class TestNamesStayInTheirFolder:
+    @pytest.mark.parametrize("name", ["../../other/shard.parquet", "/etc/passwd", "file:///etc/passwd", "..\\x"])
+    def test_a_dataset_that_names_files_elsewhere_is_refused(self, name, prepared_digits, tmp_path):
+        folder = tmp_path / "test"
+        shutil.copytree(prepared_digits["test"].folder.path(), folder)
+        record = json.loads((folder / "dataset.json").read_text())
+        record["shards"][0]["file"] = name
+        (folder / "dataset.json").write_text(json.dumps(record))
+        with pytest.raises(DatasetError, match="leaves its folder"):
+            PreparedDataset.open(folder)
+
+    @pytest.mark.parametrize("name", ["../part-00000-of-00001.parquet", "/etc/passwd"])
+    def test_a_vote_table_that_names_parts_elsewhere_is_refused(self, name, vote_table):
+        success = json.loads(vote_table.read("_SUCCESS.json"))
+        success["parts"][0]["name"] = name
+        vote_table.write("_SUCCESS.json", json.dumps(success).encode())
+        with pytest.raises(DatasetError, match="leaves its folder"):
+            VoteTable.open(vote_table).read_part(0)
+
+    def test_a_newest_model_elsewhere_is_refused_and_a_damaged_name_is_one_clear_error(self, tmp_path):
+        workspace = Workspace(str(tmp_path))
+        workspace.name_latest_model("column4-digits", "../../../elsewhere")
+        with pytest.raises(DatasetError, match="leaves its folder"):
+            workspace.latest_model("column4-digits")
+        for text in ("{", "{}", "[]"):
+            (tmp_path / "models" / "column4-digits" / "latest.json").write_text(text)
+            with pytest.raises(PatchcertError, match=r"latest.json is damaged.*\n  Delete it"):
+                workspace.latest_model("column4-digits")
+
+
+class TestSecretsStaySecret:
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            f"s3://AKIA:{SECRET}@bucket/work",
+            f"s3://AKIA:{SECRET}/with/slashes@bucket/work",
+            f"abfss://account:{SECRET}@store.example.com/x",
+            f"s3://bucket/work?region=eu-west-1&secret_key={SECRET}",
+        ],
+    )
+    def test_an_address_with_a_password_is_refused_without_repeating_it(self, uri):
+        with pytest.raises(ResourceError, match="holds a password") as caught:
+            Folder(uri)
+        assert SECRET not in str(caught.value) and "AWS_SECRET_ACCESS_KEY" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "uri", ["hdfs://host:8020/users/me@home", "gs://anonymous@bucket/x", "http://host:5000/#/a", "s3://bucket/a:b"]
+    )
+    def test_addresses_without_a_password_are_left_alone(self, uri):
+        assert masked(uri) == uri
+
+    def test_the_command_line_does_not_repeat_a_password(self, tmp_path):
+        command = [sys.executable, "-m", "patchcert", "prepare", "column4-digits", "--work", f"s3://k:{SECRET}@b/x"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == 2 and "s3://***@b/x" in done.stderr
+        assert SECRET not in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+    def test_records_of_the_environment_hold_no_variable(self, monkeypatch):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("SOME_TOKEN", SECRET)
+        assert SECRET not in json.dumps(environment())
+
+    @pytest.mark.parametrize("mode", ["on", "strict"])
+    def test_a_tracker_that_fails_does_not_tell_its_password(self, mode, tmp_path):
+        from studies import simulated
+
+        result = simulated.write(simulated.column_study(), tmp_path / "study")
+        said = []
+        uri = f"postgresql+psycopg://mlflow:{SECRET}@127.0.0.1:9/mlflow"
+        try:
+            publish([result.folder], TrackingConfig(uri=uri, mode=mode), Workspace(str(tmp_path)), said.append)
+        except PatchcertError as error:
+            said.append(str(error))
+        assert len(said) == 1 and "not recorded" in said[0] and SECRET not in said[0]
+
+    def test_the_address_of_a_tracker_is_printed_without_its_password(self):
+        command = ui_command(f"https://me:{SECRET}@tracker.example.com:5000/base")
+        assert command.address == "https://tracker.example.com:5000/base"
+        command = ui_command(f"postgresql://me:{SECRET}@host/db")
+        assert SECRET not in " ".join(command.arguments) + command.address
+
+
+class _Payload:
+    def __init__(self, mark):
+        self._mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (Path(self._mark),)
+
+
+@pytest.fixture
+def vote_table(tmp_path, prepared_digits):
+    """A small finished vote table, to be damaged."""
+    import numpy as np
+
+    from patchcert.geometry import BandViews
+    from patchcert.votes.identity import vote_identity
+    from patchcert.votes.table import VotePart, finish_table, part_name, write_part
+
+    dataset = prepared_digits["test"]
+    views = BandViews(image_size=(32, 32), width=4)
+    identity = vote_identity(views, dataset, model_digest="ab" * 32, score_floor=0.0, precision="exact")
+    images = dataset.read(0, dataset.num_rows)
+    votes = VotePart(
+        image_ids=images.image_ids,
+        labels_N=images.labels_N,
+        top_classes_NV=np.zeros((len(images), views.num_views), np.uint16),
+        num_classes=dataset.num_classes,
+    )
+    folder = Folder(tmp_path / "votes")
+    write_part(folder, part_name(0, 1), identity, 0, votes)
+    finish_table(folder, identity, [(0, len(images))])
+    VoteTable.open(folder).read_part(0)
+    return folder
