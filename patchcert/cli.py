@@ -394,7 +394,7 @@ def _list(words: list[str]) -> None:
     from patchcert.console import Terminal
     from patchcert.data.registry import dataset_names, dataset_spec
     from patchcert.defenses import DEFENSES
-    from patchcert.recipes import recipe_families, recipe_name
+    from patchcert.recipes import recipe_families, recipe_name, size_words
     from patchcert.suites import SUITES
 
     terminal = Terminal()
@@ -403,7 +403,7 @@ def _list(words: list[str]) -> None:
     )
     by_summary: dict[str, list[str]] = {}
     for family in recipe_families():
-        sizes = ", ".join(str(size) for size in family.sizes[1:])
+        sizes = ", ".join(size_words(size) for size in family.sizes[1:])
         name = recipe_name(family, family.sizes[0]) + (f"  (also {sizes})" if sizes else "")
         by_summary.setdefault(family.summary, []).insert(0, name)
     for summary, names in by_summary.items():

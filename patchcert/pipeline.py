@@ -215,10 +215,11 @@ class Pipeline:
         from patchcert.stages.cluster import connected
         from patchcert.studies.questions import questions
 
-        if table.views != self.recipe.views:
+        if table.views != self.recipe.voted_views:
             from patchcert.votes.table import check_identity
 
-            check_identity(table.identity, table.identity | {"views": self.recipe.views.identity()}, table.location)
+            asked_identity = table.identity | {"views": self.recipe.voted_views.identity()}
+            check_identity(table.identity, asked_identity, table.location)
         if reuse and (found := self._find_study(table, out)) is not None:
             self.terminal.say(f"{self.recipe.name}: was answered already, study {found.folder}")
             return found
@@ -246,7 +247,7 @@ class Pipeline:
         dataset = self.prepare([self.recipe.study.split])[self.recipe.study.split]
         digest = read_checkpoint_config(self._latest_model())["digest"]
         identity = vote_identity(
-            self.recipe.views,
+            self.recipe.voted_views,
             dataset,
             model_digest=digest,
             score_floor=self.recipe.prediction.score_floor,

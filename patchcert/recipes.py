@@ -4,12 +4,13 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable
+from typing import Any
 
 from patchcert.data import DataConfig
 from patchcert.data.registry import dataset_spec
-from patchcert.defenses import DEFENSES, Views
+from patchcert.defenses import DEFENSES, DefenseSize, Views
 from patchcert.errors import RecipeError
-from patchcert.geometry import Patch
+from patchcert.geometry import Patch, ViewSet
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
 from patchcert.studies.config import StudyConfig
@@ -39,6 +40,13 @@ class Recipe:
         """Checks what no part can check alone."""
         for text in self.study.patches:
             Patch.parse(text, self.views.image_size)
+        if self.voted_views.kind == "sampled":
+            self.study.check_samples(self.voted_views.num_views)
+            if self.training.views_per_image == 0:
+                raise RecipeError(
+                    f"{self.name}: training.views_per_image is 0 for all views, but those of {self.views.describe()} "
+                    "are too many.\n  Set --training.views-per-image to 1 or more"
+                )
         spec = dataset_spec(self.data.dataset)
         resize = self.data.resize or spec.default_resize
         if resize == "none" and spec.native_size not in (None, self.views.image_size):
@@ -48,6 +56,11 @@ class Recipe:
                 f"{self.name}: {self.data.dataset} has images of {native[0]}x{native[1]}, but the views are cut out of "
                 f"{asked[0]}x{asked[1]}.\n  Set --views.image-size {native[0]} {native[1]}, or --data.resize stretch"
             )
+
+    @property
+    def voted_views(self) -> ViewSet:
+        """View set of the vote table: all views, or the sampled ones where they are too many to list."""
+        return self.prediction.voted_views(self.views)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,24 +77,26 @@ class RecipeFamily:
 
     defense: str
     dataset: str
-    sizes: tuple[int, ...]
-    build: Callable[[int], Recipe]
+    sizes: tuple[DefenseSize, ...]
+    build: Callable[[Any], Recipe]
     summary: str
 
 
 _FAMILIES: dict[tuple[str, str], RecipeFamily] = {}
-_NAME = re.compile(r"(?P<defense>[a-z]+?)(?P<size>\d+)-(?P<dataset>[a-z0-9-]+)")
+_NAME = re.compile(r"(?P<defense>[a-z]+?)(?P<size>\d+)(x(?P<second>\d+))?-(?P<dataset>[a-z0-9-]+)")
 
 
 def recipe_family(
-    defense: str, dataset: str, sizes: tuple[int, ...]
-) -> Callable[[Callable[[str, int], Recipe]], Callable[[str, int], Recipe]]:
+    defense: str, dataset: str, sizes: tuple[DefenseSize, ...]
+) -> Callable[[Callable[[str, Any], Recipe]], Callable[[str, Any], Recipe]]:
     """Registers a function (defense name, size) -> recipe under ``<defense><size>-<dataset>``.
+
+    Defenses of two numbers get both as a pair, and are named ``<defense><first>x<second>-<dataset>``.
 
     The first line of its docstring is what ``patchcert list`` prints.
     """
 
-    def register(build: Callable[[str, int], Recipe]) -> Callable[[str, int], Recipe]:
+    def register(build: Callable[[str, Any], Recipe]) -> Callable[[str, Any], Recipe]:
         _FAMILIES[defense, dataset] = RecipeFamily(
             defense=defense,
             dataset=dataset,
@@ -109,17 +124,24 @@ def find_recipe(name: str) -> Recipe:
     """
     match = _NAME.fullmatch(name)
     family = _FAMILIES.get((match["defense"], match["dataset"])) if match else None
+    if match and family and (DEFENSES[family.defense].num_sizes == 2) != (match["second"] is not None):
+        family = None
     if match is None or family is None:
         known = [recipe_name(family, size) for family in _FAMILIES.values() for size in family.sizes]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise RecipeError(f"there is no recipe {name!r}.{hint}\n  See them all:  patchcert list")
-    return family.build(int(match["size"]))
+    return family.build((int(match["size"]), int(match["second"])) if match["second"] else int(match["size"]))
 
 
-def recipe_name(family: RecipeFamily, size: int) -> str:
+def recipe_name(family: RecipeFamily, size: DefenseSize) -> str:
     """Name of a family's member."""
-    return f"{family.defense}{size}-{family.dataset}"
+    return f"{family.defense}{size_words(size)}-{family.dataset}"
+
+
+def size_words(size: DefenseSize) -> str:
+    """What stands behind a defense's name: "4", or "4x2"."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 _SQUARES_32 = ("1x1", "2x2", "3x3", "4x4", "5x5", "6x6", "7x7", "8x8")
@@ -131,7 +153,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def _assemble(
     defense_name: str,
-    size: int,
+    size: DefenseSize,
     *,
     word: str,
     data: DataConfig,
@@ -144,26 +166,32 @@ def _assemble(
     patches: tuple[str, ...] = _SQUARES_32,
     headline_patch: str = "5x5",
     num_draws: tuple[int, ...] = (64, 128, 256, 512),
+    num_selection: int = 1_000,
+    num_estimation: int = 10_000,
 ) -> Recipe:
     defense = DEFENSES[defense_name]
     views = defense.views(image_size, size)
-    crops = views.kind == "crop"
-    # Randomized cropping counts top classes only; the DRS tables ask for thresholds from 0.1 up.
-    thresholds = () if defense_name == "crop" else _THRESHOLDS
+    crops, samples = views.kind == "crop", views.kind == "pixel"
+    # Randomized cropping and samples count top classes only; the DRS tables ask for thresholds from 0.1 up.
+    thresholds = () if defense_name == "crop" or samples else _THRESHOLDS
     draws = tuple(n for n in num_draws if n <= views.num_views)
     return Recipe(
-        name=f"{defense_name}{size}-{word}",
+        name=f"{defense_name}{size_words(size)}-{word}",
         data=data,
         views=views,
         classifier=dataclasses.replace(classifier, encoding=dataclasses.replace(defense.encoding, mean=mean, std=std)),
         training=training,
-        prediction=prediction or PredictionConfig(score_floor=0.1 if thresholds else 0.0),
+        prediction=prediction
+        or PredictionConfig(
+            score_floor=0.1 if thresholds else 0.0, num_samples=num_selection + num_estimation if samples else 0
+        ),
         study=StudyConfig(
             patches=patches,
             headline_patch=headline_patch,
             vote_thresholds=thresholds,
             certificates=defense.certificates,
             num_draws=draws if crops else (),
+            **({"num_selection": num_selection, "num_estimation": (num_estimation,)} if samples else {}),
         ),
     )
 
@@ -171,8 +199,12 @@ def _assemble(
 @recipe_family("column", "digits", (4, 3, 6))
 @recipe_family("row", "digits", (4,))
 @recipe_family("block", "digits", (12,))
+@recipe_family("columns", "digits", ((2, 2), (4, 2)))
+@recipe_family("rows", "digits", ((2, 2), (4, 2)))
+@recipe_family("blocks", "digits", ((8, 2),))
+@recipe_family("sparse", "digits", (40,))
 @recipe_family("crop", "digits", (10, 8, 12))
-def digits(defense: str, size: int) -> Recipe:
+def digits(defense: str, size: DefenseSize) -> Recipe:
     """The bundled 1,797 handwritten digits at 32x32: seconds to train, for a first look and for tests."""
     crops = defense == "crop"
     recipe = _assemble(
@@ -186,6 +218,8 @@ def digits(defense: str, size: int) -> Recipe:
             epochs=30, batch_size=64, optimizer="adamw", learning_rate=2e-3, views_per_image=4, checkpoint_every=10
         ),
         num_draws=(64, 128, 256),
+        num_selection=100,
+        num_estimation=1_000,
     )
     if not crops:
         return recipe
@@ -194,11 +228,15 @@ def digits(defense: str, size: int) -> Recipe:
     return dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, certificates=certificates))
 
 
-@recipe_family("column", "mnist", (2, 1, 3, 4, 5, 6))
-@recipe_family("row", "mnist", (2,))
-@recipe_family("block", "mnist", (8,))
+@recipe_family("column", "mnist", (2, 1, 3, 4, 5, 6, 7, 8, 9))
+@recipe_family("row", "mnist", (2, 1, 3, 4, 5, 6, 7, 8, 9))
+@recipe_family("block", "mnist", (8, 4, 6, 10, 12))
+@recipe_family("columns", "mnist", ((2, 2), (1, 2), (1, 3)))
+@recipe_family("rows", "mnist", ((2, 2), (1, 2), (1, 3)))
+@recipe_family("blocks", "mnist", ((4, 2), (3, 2), (5, 2), (7, 2)))
+@recipe_family("sparse", "mnist", (5, 10))
 @recipe_family("crop", "mnist", (10,))
-def mnist(defense: str, size: int) -> Recipe:
+def mnist(defense: str, size: DefenseSize) -> Recipe:
     """MNIST with the network of DRS and 60 epochs of a one-cycle schedule: 41 minutes on two shared CPU cores."""
     crops = defense == "crop"
     return _assemble(
@@ -220,7 +258,11 @@ def mnist(defense: str, size: int) -> Recipe:
 @recipe_family("column", "mnist-published", (2,))
 @recipe_family("row", "mnist-published", (2,))
 @recipe_family("block", "mnist-published", (8,))
-def mnist_published(defense: str, size: int) -> Recipe:
+@recipe_family("columns", "mnist-published", ((2, 2),))
+@recipe_family("rows", "mnist-published", ((2, 2),))
+@recipe_family("blocks", "mnist-published", ((4, 2),))
+@recipe_family("sparse", "mnist-published", (5, 10))
+def mnist_published(defense: str, size: DefenseSize) -> Recipe:
     """MNIST as published by DRS: 400 epochs of SGD in two steps, one band position a batch."""
     recipe = mnist(defense, size)
     return dataclasses.replace(
@@ -242,8 +284,8 @@ def mnist_published(defense: str, size: int) -> Recipe:
 
 
 @recipe_family("column", "cifar10", (4, 1, 2, 3, 5, 6, 7, 8))
-@recipe_family("row", "cifar10", (4,))
-@recipe_family("block", "cifar10", (12,))
+@recipe_family("row", "cifar10", (4, 2, 3, 5, 6, 8))
+@recipe_family("block", "cifar10", (12, 8, 10, 14, 16))
 @recipe_family("crop", "cifar10", (10, 6, 8, 12, 14, 16))
 def cifar10(defense: str, size: int) -> Recipe:
     """CIFAR-10 with the published networks and 30 epochs of a one-cycle schedule."""
@@ -301,10 +343,13 @@ def cropping_cifar10(defense: str, size: int) -> Recipe:
 
 
 def _one_pass_classifier(defense: str, width: float) -> ClassifierConfig:
-    return ClassifierConfig(network="crop-network" if defense == "cropnet" else "band-network", width=width)
+    bands = defense in ("bandnet", "bandnetrow")
+    return ClassifierConfig(network="band-network" if bands else "crop-network", width=width)
 
 
 @recipe_family("bandnet", "digits", (4,))
+@recipe_family("bandnetrow", "digits", (4,))
+@recipe_family("blocknet", "digits", (12,))
 @recipe_family("cropnet", "digits", (12,))
 def one_pass_digits(defense: str, size: int) -> Recipe:
     """The bundled digits with a network that scores all views in one pass: seconds to train."""
@@ -322,7 +367,9 @@ def one_pass_digits(defense: str, size: int) -> Recipe:
     )
 
 
-@recipe_family("bandnet", "mnist", (2, 1, 3, 4, 5, 6))
+@recipe_family("bandnet", "mnist", (2, 1, 3, 4, 5, 6, 7, 8, 9))
+@recipe_family("bandnetrow", "mnist", (2, 1, 3, 4, 5, 6, 7, 8, 9))
+@recipe_family("blocknet", "mnist", (8, 4, 6, 10, 12))
 @recipe_family("cropnet", "mnist", (10,))
 def one_pass_mnist(defense: str, size: int) -> Recipe:
     """MNIST with a network that scores all views in one pass, all of them in each step: minutes on one CPU core."""
@@ -342,6 +389,8 @@ def one_pass_mnist(defense: str, size: int) -> Recipe:
 
 
 @recipe_family("bandnet", "cifar10", (4, 1, 2, 3, 5, 6, 7, 8))
+@recipe_family("bandnetrow", "cifar10", (4, 2, 3, 5, 6, 8))
+@recipe_family("blocknet", "cifar10", (12, 8, 10, 14, 16))
 @recipe_family("cropnet", "cifar10", (10, 6, 8, 12, 14, 16))
 def one_pass_cifar10(defense: str, size: int) -> Recipe:
     """CIFAR-10 with a network that scores all views in one pass, all of them in each step."""

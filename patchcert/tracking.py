@@ -507,7 +507,8 @@ def study_metrics(result: "StudyResult") -> dict[int, dict[str, float]]:
 
     theorems = pd.concat([strongest_theorem(answers, patch) for patch in answers["patch"].unique()])
     heuristics = first_settings(answers[answers["certificate"] == "random_crops_reported"])
-    for rows, prefix in ((theorems, ""), (heuristics, "heuristic_")):
+    sampled = first_settings(answers[answers["certificate"] == "sampled"])
+    for rows, prefix in ((theorems, ""), (heuristics, "heuristic_"), (sampled, "probabilistic_")):
         for _, row in rows.sort_values("patch_area", kind="stable").iterrows():
             accuracies = {f"{prefix}cert_acc": row["certified_accuracy"]}
             accuracies |= {f"{prefix}cert_acc_ci_{end}": row[f"certified_{end}"] for end in ("low", "high")}

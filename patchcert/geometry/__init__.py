@@ -10,12 +10,12 @@ from patchcert.geometry.crops import CropViews
 from patchcert.geometry.drawn import DrawnViews
 from patchcert.geometry.footprint_sets import patches_of_area, rectangles_up_to
 from patchcert.geometry.patches import Patch
-from patchcert.geometry.pixels import PixelViews
+from patchcert.geometry.pixels import PixelViews, SampledViews
 from patchcert.geometry.starts import GridViews
 from patchcert.geometry.view_sets import ViewSet
 
 VIEW_SETS: dict[str, type[ViewSet]] = {
-    views.kind: views for views in (CropViews, BandViews, BlockViews, CellViews, DrawnViews)
+    views.kind: views for views in (CropViews, BandViews, BlockViews, CellViews, DrawnViews, PixelViews, SampledViews)
 }
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "GridViews",
     "Patch",
     "PixelViews",
+    "SampledViews",
     "ViewSet",
     "patches_of_area",
     "rectangles_up_to",

@@ -16,6 +16,9 @@ from patchcert.geometry.sizes import Size, check_fits, positive_integer, size_pa
 from patchcert.geometry.starts import GridViews, StartAxis
 from patchcert.geometry.view_sets import ViewSet, check_indices
 
+# Each view costs a pass of the model and a place in every vote table; beyond this nobody waits for either.
+MAX_CELL_VIEWS = 2**17
+
 
 @dataclass(frozen=True, kw_only=True)
 class CellViews(ViewSet):
@@ -25,7 +28,8 @@ class CellViews(ViewSet):
 
     Raises:
         GeometryError: a size is not positive, a cell is larger than the image, there are fewer cells than
-            ``num_cells``, the axis is unknown, or bands are given a pitch of two numbers.
+            ``num_cells``, more than ``MAX_CELL_VIEWS`` choices, the axis is unknown, or bands are given a pitch of two
+            numbers.
 
     Source: Levine & Feizi 2020, Appendix D.
     """
@@ -63,6 +67,12 @@ class CellViews(ViewSet):
                 f"on an image of {size_text(self.image_size)} has {self.num_grid_cells}.\n"
                 f"  Choose at most {self.num_grid_cells} cells, or a smaller pitch."
             )
+        if self.num_views > MAX_CELL_VIEWS:
+            raise GeometryError(
+                f"Choices of {self.num_cells} from {self.num_grid_cells} cells of {size_text(self.cell_size)} are "
+                f"{self.num_views:,} views of each image, but at most {MAX_CELL_VIEWS:,} can be voted on.\n"
+                "  Choose fewer cells or a larger pitch."
+            )
 
     @property
     def cell_size(self) -> Size:
@@ -96,13 +106,18 @@ class CellViews(ViewSet):
         """Cells that each view keeps, row-major numbers in [0, G), increasing, int64, shape (V, num_cells)."""
         return np.array(list(combinations(range(self.num_grid_cells), self.num_cells)), dtype=np.int64)
 
+    @property
+    def cell_of_pixel(self) -> npt.NDArray[np.int64]:
+        """Number of the cell that each pixel lies in, int64 in [0, G), shape (H, W)."""
+        rows, columns = (np.arange(size) // pitch for size, pitch in zip(self.image_size, self.cell_size, strict=True))
+        return rows[:, None] * self.grid_size[1] + columns
+
     def retained(self, view_indices: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Return the pixels that the given views retain, boolean, shape (len(view_indices), H, W)."""
         indices = check_indices(view_indices, self.num_views)
         kept = np.zeros((len(indices), self.num_grid_cells), dtype=bool)
         np.put_along_axis(kept, self.cells[indices], True, axis=1)
-        rows, columns = (np.arange(size) // pitch for size, pitch in zip(self.image_size, self.cell_size, strict=True))
-        return kept[:, rows[:, None] * self.grid_size[1] + columns]
+        return kept[:, self.cell_of_pixel]
 
     def incidence(
         self, patch: Patch, view_indices: npt.ArrayLike | None = None, *, only_undominated: bool = False

@@ -1,4 +1,4 @@
-"""Crop views in, a network that scores all crops of an image in one pass out."""
+"""Crop or block views in, a network that scores all of them in one pass over the image out."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ def crop_network(
         num_input_channels: channels of a crop.
         view_size: height and width of a crop.
         num_classes: number of logits.
-        views: CropViews, of any size, domain and stride.
+        views: CropViews of any size, domain and stride, or BlockViews, which are cut out as crops that wrap are.
 
     Raises:
-        ModelError: other views than crops.
+        ModelError: other views than crops and blocks, or blocks that are not cut out.
     """
-    check_views(views, view_size, "crop-network", "crop")
+    check_views(views, view_size, "crop-network", "crop", "block")
     rows, columns = views.row_axis, views.column_axis
     plan = paired(span_layers(rows.length, rows.stride), span_layers(columns.length, columns.stride))
     local: list[nn.Module] = []

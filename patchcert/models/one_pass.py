@@ -167,14 +167,15 @@ def normalised(channels: int) -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
-def check_views(views: Any, view_size: tuple[int, int], name: str, kind: str) -> None:
+def check_views(views: Any, view_size: tuple[int, int], name: str, *kinds: str) -> None:
     """Refuses views that a one-pass network was not made for.
 
     Raises:
         ModelError: another kind of views, or views that are not cut off.
     """
-    if views is None or views.kind != kind:
+    if views is None or views.kind not in kinds:
         found = "a view size alone" if views is None else views.describe()
+        kind = kinds[0]
         raise ModelError(
             f"classifier: {name!r} scores all {kind}s of an image in one pass and needs {kind} views, not {found}.\n"
             f"  Use {kind} views, or another network such as resnet9."

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from patchcert.errors import ModelError
+from patchcert.geometry import PixelViews, SampledViews, ViewSet
 
 # A GPU wants chunks of about 32 views of 224x224; a CPU core is fastest when a chunk fits its cache.
 _CHUNK_PIXELS = {"cuda": 32 * 224 * 224, "cpu": 2 * 224 * 224}
@@ -23,6 +24,10 @@ class PredictionConfig:
     chunk_views: int = 0
     """Views in one forward pass (the last ones are filled up); 0: by the size of a view. Bounds the memory needed.
     Networks that score all views of an image in one pass get as many whole images as fit, and at least one."""
+    num_samples: int = 0
+    """Views of each image that are drawn and scored where there are too many to list (random pixels); 0: all views."""
+    sample_seed: int = 0
+    """Of that draw; both are part of the table's identity."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -33,6 +38,38 @@ class PredictionConfig:
             raise ModelError(f"prediction: score_floor is a softmax score in [0, 1], not {self.score_floor}.")
         if self.chunk_views < 0:
             raise ModelError(f"prediction: chunk_views must be positive, or 0 to choose; not {self.chunk_views}.")
+
+        if self.num_samples < 0 or self.sample_seed < 0:
+            raise ModelError(
+                f"prediction: num_samples and sample_seed must be >= 0, not {self.num_samples} and {self.sample_seed}."
+            )
+        if self.sample_seed and not self.num_samples:
+            raise ModelError(
+                f"prediction: sample_seed {self.sample_seed} has no effect when num_samples is 0: nothing is drawn."
+            )
+
+    def voted_views(self, views: ViewSet) -> ViewSet:
+        """The views that are scored and voted on: all of them, or samples where they are too many to list.
+
+        Args:
+            views: view set of the base classifier.
+
+        Raises:
+            ModelError: no number of samples for a set that needs it, or one for a set whose views are all scored.
+        """
+        if isinstance(views, PixelViews) and self.num_samples:
+            return SampledViews(views=views, num_samples=self.num_samples, seed=self.sample_seed)
+        if isinstance(views, PixelViews):
+            raise ModelError(
+                f"prediction: there are too many choices of {views.describe()} to score them all, but num_samples is "
+                "0.\n  Set --prediction.num-samples 11000"
+            )
+        if self.num_samples:
+            raise ModelError(
+                f"prediction: all of {views.describe()} are scored, but num_samples is {self.num_samples}.\n"
+                "  Leave it at 0; a study draws samples from the votes of all views."
+            )
+        return views
 
     def views_per_chunk(self, view_size: tuple[int, int], device_type: str) -> int:
         """Views in one forward pass for views of a size, on a "cpu" or a "cuda" device."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from patchcert.errors import ModelError
+from patchcert.geometry import SampledViews, ViewSet
 from patchcert.models.classifier import BaseClassifier
 from patchcert.prediction.config import PredictionConfig
 from patchcert.votes.scores import SCORE_SCALE, rounded_score
@@ -38,8 +39,10 @@ def score_views(
     config: PredictionConfig,
     device: torch.device,
     image_ids: Sequence[str] | None = None,
+    *,
+    first_row: int = 0,
 ) -> ScoredViews:
-    """Scores every view of every image.
+    """Scores every view of every image, or samples of them (``config.num_samples``).
 
     A network that offers to score all views of an image in one pass is asked to; any other gets chunks of views. All
     forward passes have one shape, which settings, view set and device decide (the last ones are padded and cut), so a
@@ -51,6 +54,7 @@ def score_views(
         config: floor, precision and chunk size.
         device: where to compute.
         image_ids: names for error messages.
+        first_row: row of the first image in its dataset; samples are drawn by row.
 
     Returns:
         The scored views of the N images, in order.
@@ -58,7 +62,8 @@ def score_views(
     Raises:
         ModelError: a score that is not finite; names the images.
     """
-    num_views = classifier.views.num_views
+    voted = config.voted_views(classifier.views)
+    num_views = voted.num_views
     if classifier.one_pass:
         chunk_images = config.images_per_pass(num_views, classifier.views.image_size, device.type)
         chunk_views = num_views
@@ -82,14 +87,15 @@ def score_views(
             batch = torch.cat([batch, batch.new_zeros(chunk_images - real, *batch.shape[1:])])
         batch = batch.to(device, non_blocking=True)
         pixels_BCHW = classifier.cutter.encode(batch)
+        all_views_BV = _view_names(voted, first_row + first, real, chunk_images).to(device)
         for start in view_starts:
-            views_1n = (torch.arange(start, start + chunk_views, device=device) % num_views)[None]
+            views_Bn = all_views_BV[:, torch.arange(start, start + chunk_views, device=device) % num_views]
             real_views = min(chunk_views, num_views - start)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 if classifier.one_pass:
                     logits_BnK = classifier.all_views(pixels_BCHW)
                 else:
-                    logits_BnK = classifier.some_views(pixels_BCHW, views_1n)
+                    logits_BnK = classifier.some_views(pixels_BCHW, views_Bn)
             logits_BnK = logits_BnK[:real, :real_views]
             _check_finite(logits_BnK, first, image_ids)
             # argmax returns the first of equal values: the lower class wins a tie.
@@ -112,6 +118,16 @@ def score_views(
         entry_classes=np.concatenate([empty, *classes_of_chunk]),
         entry_scores=np.concatenate([empty, *scores_of_chunk]),
     )
+
+
+def _view_names(voted: ViewSet, first_row: int, num_images: int, batch: int) -> torch.Tensor:
+    """Names of the voted views as the cutter takes them: (1, V) numbers, or the pixels (batch, V, k) of samples."""
+    if not isinstance(voted, SampledViews):
+        return torch.arange(voted.num_views)[None]
+    pixels_BVk = np.zeros((batch, voted.num_samples, voted.views.num_pixels), dtype=np.int64)
+    for image in range(num_images):
+        pixels_BVk[image] = voted.pixels(first_row + image)
+    return torch.from_numpy(pixels_BVk)
 
 
 def _check_finite(logits_BnK: torch.Tensor, first: int, image_ids: Sequence[str] | None) -> None:

@@ -154,7 +154,12 @@ class VoteWorker:
         attempt = self._mark_attempt(part)
         images = self._dataset.read(start, stop)
         scored = score_views(
-            self._classifier, images.images_NHWC, job.prediction, self._device, images.image_ids.tolist()
+            self._classifier,
+            images.images_NHWC,
+            job.prediction,
+            self._device,
+            images.image_ids.tolist(),
+            first_row=start,
         )
         votes = VotePart(
             image_ids=images.image_ids,
@@ -223,7 +228,7 @@ def vote(
     load_checkpoint(model_folder, classifier=recipe.classifier, views=recipe.views, num_classes=dataset.num_classes)
     digest = read_checkpoint_config(model_folder)["digest"]
     identity = vote_identity(
-        recipe.views,
+        recipe.voted_views,
         dataset,
         model_digest=digest,
         score_floor=recipe.prediction.score_floor,
@@ -290,7 +295,7 @@ def images_per_part(recipe: Any, num_images: int, resources: Resources) -> int:
     if resources.images_per_part:
         return resources.images_per_part
     height, width = recipe.views.view_size
-    most = 50 if recipe.views.num_views * height * width > _LARGE_IMAGE_PIXELS else 1000
+    most = 50 if recipe.voted_views.num_views * height * width > _LARGE_IMAGE_PIXELS else 1000
     return max(25, min(most, -(-num_images // _TARGET_PARTS)))
 
 
@@ -336,11 +341,11 @@ def _record_run(
         "prediction": canonical_settings(recipe.prediction),
         "dataset": f"{dataset.name}/{dataset.split}",
         "images": num_images,
-        "views": num_images * recipe.views.num_views,
+        "views": num_images * recipe.voted_views.num_views,
         "seconds": round(seconds, 3),
         "worker_seconds": round(worker_seconds, 3),
         "one_pass": recipe.classifier.network in ONE_PASS_NETWORKS,
-        "views_per_second": round(num_images * recipe.views.num_views / max(seconds, 1e-9), 1),
+        "views_per_second": round(num_images * recipe.voted_views.num_views / max(seconds, 1e-9), 1),
         "workers": share.num_workers,
         "cpus_per_worker": share.num_cpus,
         "gpus_per_worker": share.num_gpus,

@@ -15,6 +15,7 @@ from patchcert.certificates import (
     certify_fresh_draw,
     certify_placement,
     certify_random_crops_reported,
+    certify_sampled,
     predict,
     score_margins,
     wilson_interval,
@@ -262,7 +263,8 @@ def _chunks(part: VotePart, questions: Sequence[Question], chunk_bytes: int) -> 
 
 def _bytes_per_image(num_classes: int, question: Question) -> int:
     if question.samples:
-        return 8 * (3 * question.repeats * num_classes + 4 * max(question.num_draws, question.num_views))
+        num_draws = question.num_selection + question.num_draws
+        return 8 * (3 * question.repeats * num_classes + 4 * max(num_draws, question.num_views))
     if question.vote_threshold is None:
         return question.num_views * 8
     # Beside the votes: stored scores and doubts, and for margins several arrays of floats.
@@ -279,7 +281,10 @@ def _answer(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[s
     for question in questions:
         by_ballot.setdefault(question.ballot_key, []).append(question)
     for asked in by_ballot.values():
-        columns |= _drawn_views(part, asked) if asked[0].samples else _all_views(part, views, asked)
+        if asked[0].num_selection:
+            columns |= _sampled_views(part, views, asked)
+        else:
+            columns |= _drawn_views(part, asked) if asked[0].samples else _all_views(part, views, asked)
     return columns
 
 
@@ -430,6 +435,31 @@ def _drawn_views(part: VotePart, questions: Sequence[Question]) -> dict[str, np.
             columns[f"certified_correct/{question.key}"] = (certified_RN & correct_RN).mean(axis=0, dtype=np.float32)
         confidence_RN = outcome.confidence_N.reshape(correct_RN.shape)
         columns[f"confidence/{question.confidence_key}"] = confidence_RN.mean(axis=0)
+    return columns
+
+
+def _sampled_views(part: VotePart, views: Any, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+    """Answers of questions that share their samples: those that were voted on, or drawn from the votes of all views."""
+    draw = questions[0]
+    num_samples = draw.num_selection + draw.num_draws
+    classes_NS = part.top_classes_NV[:, :num_samples]
+    if views.kind != "sampled":
+        rows = range(part.first_row, part.first_row + len(part.labels_N))
+        drawn_NS = draw_views(views.num_views, num_samples, rows, replacement=True, seed=draw.seed)
+        classes_NS = np.take_along_axis(part.top_classes_NV, drawn_NS, axis=1)
+    selection_NK = _count(classes_NS[:, : draw.num_selection], part.num_classes)
+    estimation_NK = _count(classes_NS[:, draw.num_selection :], part.num_classes)
+    columns = {f"prediction/{draw.ballot_key}": predict(selection_NK).astype(np.uint16)}
+    for question in questions:
+        outcome = certify_sampled(
+            selection_NK,
+            estimation_NK,
+            num_samples=question.num_draws,
+            affected_probability=views.affected_probability(question.patch),
+            min_confidence=question.min_confidence,
+        )
+        columns[f"certified/{question.key}"] = outcome.certified_N
+        columns[f"confidence/{question.confidence_key}"] = outcome.confidence_N
     return columns
 
 

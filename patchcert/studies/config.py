@@ -14,16 +14,21 @@ class CertificateKind:
     Attributes:
         guarantee: "deterministic", "probabilistic" or "heuristic".
         drawn: whether it is about a random draw of the views instead of all of them.
-        law: distribution that certificates of one drawn tally assume, as ``certify_random_crops_reported`` names it;
-            None for certificates of the votes of all views.
+        law: distribution that certificates of one drawn tally assume: "reported" and "exact" as
+            ``certify_random_crops_reported`` names them, "binomial" for samples; None for certificates of the votes of
+            all views.
+        settings: fields of ``StudyConfig`` that matter to it but not to certificates of all views.
         meaning: one sentence for readers of a report.
     """
 
     guarantee: Literal["deterministic", "probabilistic", "heuristic"]
     drawn: bool
-    law: Literal["reported", "exact"] | None = None
+    law: Literal["reported", "exact", "binomial"] | None = None
+    settings: tuple[str, ...] = ()
     meaning: str
 
+
+_CROP_SETTINGS = ("num_draws", "replacement", "min_confidences", "repeats", "seed")
 
 CERTIFICATES: dict[str, CertificateKind] = {
     "counting": CertificateKind(
@@ -40,6 +45,7 @@ CERTIFICATES: dict[str, CertificateKind] = {
         guarantee="heuristic",
         drawn=True,
         law="reported",
+        settings=_CROP_SETTINGS,
         meaning=(
             "The confidence p_c of the randomized-cropping paper, as published. A heuristic: it ignores ties and takes "
             "the drawn crops as independent of their votes; an attacker may succeed more often than it says."
@@ -49,6 +55,7 @@ CERTIFICATES: dict[str, CertificateKind] = {
         guarantee="heuristic",
         drawn=True,
         law="exact",
+        settings=_CROP_SETTINGS,
         meaning=(
             "The same p_c with the exact law of a draw without replacement (hypergeometric). Still a heuristic, for "
             "the same reasons."
@@ -57,9 +64,20 @@ CERTIFICATES: dict[str, CertificateKind] = {
     "fresh_draw": CertificateKind(
         guarantee="probabilistic",
         drawn=True,
+        settings=("num_draws", "replacement", "min_confidences"),
         meaning=(
             "A theorem about a defense that draws its views anew for every answer: with at least the stated confidence "
             "a draw predicts under attack what all views predict without one."
+        ),
+    ),
+    "sampled": CertificateKind(
+        guarantee="probabilistic",
+        drawn=True,
+        law="binomial",
+        settings=("num_selection", "num_estimation", "min_confidences", "seed"),
+        meaning=(
+            "A theorem with at least the stated confidence over the samples: the sampled class keeps more than half of "
+            "all views under attack. For views that are too many to list, and to see what sampling costs elsewhere."
         ),
     ),
 }
@@ -78,7 +96,8 @@ class StudyConfig:
     headline_patch: str = "2.4%"
     """Headline numbers are those of the patch in patches that this is, or that is nearest to it in area."""
     certificates: tuple[str, ...] = ("counting", "placement")
-    """counting, placement, fresh_draw (theorems); random_crops_reported, random_crops_exact (heuristics, for crops)."""
+    """counting, placement, fresh_draw, sampled (theorems); random_crops_reported, random_crops_exact (heuristics, for
+    crops)."""
     vote_thresholds: tuple[float, ...] = ()
     """A view votes for every class whose score reaches this; each in (0, 1] and at least the table's score floor."""
     score_tolerance: float = 0.0
@@ -88,7 +107,11 @@ class StudyConfig:
     top_class: bool = True
     """Ask under the top-class rule too: each view votes for its best class."""
     num_draws: tuple[int, ...] = ()
-    """Numbers of views that are drawn, for certificates of draws."""
+    """Numbers of views that are drawn, for fresh_draw and random_crops."""
+    num_selection: int = 1_000
+    """Samples that choose the class, for sampled."""
+    num_estimation: tuple[int, ...] = (10_000,)
+    """Further samples that bound the share of that class from below, for sampled."""
     replacement: tuple[Literal["with", "without"], ...] = ("with",)
     """Draw with replacement, without, or both."""
     min_confidences: tuple[float, ...] = (0.95,)
@@ -96,16 +119,17 @@ class StudyConfig:
     repeats: int = 1
     """Independent draws of every random_crops question; accuracies are means over them."""
     seed: int = 0
-    """Of the draws."""
+    """Of the draws; views that were sampled when they were voted on keep the seed of their vote table."""
     split: str = "test"
     """Split whose votes are asked: test, or validation to choose settings."""
 
     def __post_init__(self) -> None:
         """Checks ranges, repetitions and certificates that lack what they need."""
-        for name in ("patches", "certificates", "replacement", "min_confidences"):
+        for name in ("patches", "certificates", "num_estimation", "replacement", "min_confidences"):
             if not getattr(self, name):
                 raise StudyError(f"study: {name} is empty, so nothing is asked.\n  Name at least one, or leave it out.")
-        for name in ("patches", "certificates", "vote_thresholds", "num_draws", "replacement", "min_confidences"):
+        lists = ("patches", "certificates", "vote_thresholds", "num_draws", "num_estimation", "replacement")
+        for name in (*lists, "min_confidences"):
             values = getattr(self, name)
             twice = sorted({str(value) for value in values if values.count(value) > 1})
             if twice:
@@ -125,10 +149,11 @@ class StudyConfig:
                 f"study: score_tolerance is {self.score_tolerance}, outside [0, 1).\n"
                 "  Give an error of scores such as 0.001, or 0 for none."
             )
-        for value in (*self.num_draws, self.repeats):
+        for value in (*self.num_draws, self.repeats, self.num_selection, *self.num_estimation):
             if value < 1:
                 raise StudyError(
-                    f"study: num_draws and repeats must be at least 1, not {value}.\n  Draw at least once."
+                    f"study: num_draws, num_selection, num_estimation and repeats must be at least 1, not {value}.\n"
+                    "  Draw at least once."
                 )
         if self.seed < 0:
             raise StudyError(f"study: seed must be >= 0, not {self.seed}.\n  Give a whole number from 0 up.")
@@ -140,8 +165,9 @@ class StudyConfig:
                 "  Give a vote threshold, or leave top_class on."
             )
         drawn = [name for name in self.certificates if CERTIFICATES[name].drawn]
-        if drawn and not self.num_draws:
-            raise StudyError(f"study: {drawn[0]} draws views, but num_draws is empty.\n  Give num_draws, such as 128.")
+        needy = [name for name in drawn if "num_draws" in CERTIFICATES[name].settings]
+        if needy and not self.num_draws:
+            raise StudyError(f"study: {needy[0]} draws views, but num_draws is empty.\n  Give num_draws, such as 128.")
         if drawn and not self.top_class:
             raise StudyError(
                 f"study: {drawn[0]} is defined for top-class votes, but top_class is off.\n"
@@ -152,4 +178,24 @@ class StudyConfig:
                 "study: random_crops_exact differs from random_crops_reported only without replacement, but "
                 f"replacement is {', '.join(self.replacement)}.\n"
                 "  Add 'without' to replacement, or drop the certificate."
+            )
+
+    def check_samples(self, num_samples: int) -> None:
+        """Checks that views which were sampled when they were voted on are enough, and all that is asked about them.
+
+        Raises:
+            StudyError: certificates of all views, or more samples than each image has.
+        """
+        others = [name for name in self.certificates if name != "sampled"]
+        if others:
+            raise StudyError(
+                f"study: {others[0]} needs the votes of all views, but only samples of them were voted on.\n"
+                "  Ask --study.certificates sampled."
+            )
+        wanted = self.num_selection + max(self.num_estimation)
+        if wanted > num_samples:
+            raise StudyError(
+                f"study: {self.num_selection} samples choose the class and {max(self.num_estimation)} estimate its "
+                f"share, but {num_samples} views of each image are sampled.\n"
+                f"  Set --prediction.num-samples {wanted}, or lower --study.num-estimation."
             )

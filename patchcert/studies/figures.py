@@ -37,6 +37,7 @@ _MARKERS = {
     "random_crops_exact": "v",
     "fresh_draw": "D",
     "reported": "*",
+    "sampled": "P",
 }
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: one column of a paper, and what labels, axes and legend rows need inside it.
@@ -306,7 +307,10 @@ def _bars_of(rows: pd.DataFrame) -> list[Line]:
     """Bars of one defense: its clean accuracy once for each way of voting, then each certificate."""
     bars = []
     votings = [
-        f"{row['num_draws']} {row['draws']}" if row["guarantee"] == "heuristic" else rule_words(row)
+        # A fresh draw is about the prediction of all views; the others predict from the drawn ones.
+        rule_words(row)
+        if row["draws"] == "all" or row["certificate"] == "fresh_draw"
+        else f"{row['num_draws']} {row['draws']}"
         for _, row in rows.iterrows()
     ]
     for voting, group in rows.groupby(pd.Series(votings, index=rows.index), sort=False):

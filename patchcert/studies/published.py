@@ -10,27 +10,35 @@ from typing import Any, Literal
 
 from patchcert.studies.subject import Subject
 
+Metric = Literal[
+    "certified", "clean", "milliseconds", "n_2to1_interval", "n_2to1_variance", "p_c_interval", "p_c_variance"
+]
+_SHAPES = {"both": "blocks", "column": "columns", "row": "rows"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published accuracy.
+    """One published number.
 
     Attributes:
         source: paper or list.
         table: where in it.
         dataset: registered name of the dataset.
-        defense: family: column, row, block, crop, or a method that is not built from these views.
-        size: width of a band, side of a block or crop; None when it does not apply or was not given.
+        defense: family: column, row, block, crop, sparse (random pixels), two_blocks (two cells of a grid; and so on),
+            or a method that is not built from these views.
+        size: width of a band, side of a block, crop or cell, number of random pixels; None when it does not apply or
+            was not given.
         certificate: name of ours that computes the same, or empty.
         vote_rule: "top_class", "threshold", or empty when not given.
         vote_threshold: threshold, or None.
-        num_draws: views drawn, or None for all.
+        num_draws: views drawn, or None for all; for the certificate "sampled" those that estimate.
         replacement: "with", "without", or empty.
         min_confidence: confidence asked for, or None.
         patch: label of the patch in pixels, or empty when the paper gives none.
         patch_fraction: share of the image as published, or None.
-        metric: certified or clean accuracy.
-        value: accuracy in [0, 1].
+        metric: certified or clean accuracy; milliseconds an image; interval and variance, over repeated draws, of
+            n_2to1 and p_c.
+        value: in [0, 1] for accuracies, in the metric's own unit for others.
         note: what a reader must know.
     """
 
@@ -47,7 +55,7 @@ class Published:
     min_confidence: float | None
     patch: str
     patch_fraction: float | None
-    metric: Literal["certified", "clean"]
+    metric: Metric
     value: float
     note: str
 
@@ -108,12 +116,22 @@ def reported(subject: Subject, row: Mapping[str, Any], metric: Literal["certifie
 
 def _family(views: dict[str, Any]) -> tuple[str, int | None]:
     """Family and size of a view set as the papers name them; the size is None for strides and rectangles."""
-    kind = {"band": views.get("axis", "")}.get(views["kind"], views["kind"])
+    kind = views["kind"]
+    if kind == "sampled":
+        return _family(views["views"])
+    if kind == "pixel":
+        return "sparse", views["num_pixels"]
+    if kind == "cell":
+        number = {2: "two", 3: "three"}.get(views["num_cells"], str(views["num_cells"]))
+        return f"{number}_{_SHAPES[views['axis']]}", _one_size(views["pitch"])
     size = views.get("width", views.get("block_size", views.get("crop_size")))
-    sizes = {size} if isinstance(size, int) else set(size or ())
-    strides = views.get("stride", 1)
-    plain = {strides} if isinstance(strides, int) else set(strides)
-    return kind, sizes.pop() if len(sizes) == 1 and plain == {1} else None
+    return views.get("axis", kind), _one_size(size) if _one_size(views.get("stride", 1)) == 1 else None
+
+
+def _one_size(sizes: Any) -> int | None:
+    """The one number that a size of one or two numbers comes down to, or None."""
+    distinct = {sizes} if isinstance(sizes, int) else set(sizes or ())
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
-from patchcert.certificates import reported_feasibility
+from patchcert.certificates import clopper_pearson_lower, reported_feasibility
 from patchcert.errors import StudyError
 from patchcert.geometry import Patch
 from patchcert.studies.config import CERTIFICATES, CertificateKind, StudyConfig
@@ -27,7 +27,8 @@ class Question:
         score_tolerance: votes whose score lies within this of the threshold count for the attacker; 0 for none.
         keeps_score_margin: whether to find how far scores may be off before each verdict might change.
         replacement: whether views are drawn with replacement; None when all views vote.
-        num_draws: views that are drawn, or all views.
+        num_draws: views that are drawn, or all views; of samples those that estimate.
+        num_selection: samples that choose the class beforehand; 0 where nothing is sampled.
         min_confidence: confidence from which an image counts as certified; None for theorems.
         repeats: independent draws.
         seed: of the draws.
@@ -44,6 +45,7 @@ class Question:
     keeps_score_margin: bool = False
     replacement: bool | None = None
     num_draws: int
+    num_selection: int = 0
     min_confidence: float | None = None
     repeats: int = 1
     seed: int = 0
@@ -77,7 +79,8 @@ class Question:
         if not self.samples:
             return f"{rule}/all"
         repeats = f",repeats={self.repeats}" if self.repeats > 1 else ""
-        return f"{rule}/{self.num_draws} {self.draws},seed={self.seed}{repeats}"
+        first = f"{self.num_selection}+" if self.num_selection else ""
+        return f"{rule}/{first}{self.num_draws} {self.draws},seed={self.seed}{repeats}"
 
     @property
     def confidence_key(self) -> str:
@@ -130,27 +133,24 @@ def questions(
 
     Raises:
         StudyError: a threshold, or what lies within the tolerance of one, below the score floor, random crops of a view
-            set that is not made of crops, more views than there are drawn without replacement.
+            set that is not made of crops, more views than there are drawn without replacement, certificates of all
+            views or too many samples where samples were voted on.
         GeometryError: a patch that cannot be read or does not fit inside the image.
     """
     _check_thresholds(config, score_floor)
     drawn = [name for name in config.certificates if CERTIFICATES[name].drawn]
-    sampled = [name for name in drawn if CERTIFICATES[name].law is not None]
-    if sampled and views.kind != "crop":
+    for_crops = [name for name in drawn if CERTIFICATES[name].law in ("reported", "exact")]
+    if views.kind == "sampled":
+        config.check_samples(views.num_views)
+    elif for_crops and views.kind != "crop":
         raise StudyError(
-            f"study: {sampled[0]} certifies random crops, but the votes are those of {views.describe()}.\n"
-            f"  Drop {sampled[0]} here; counting, placement and fresh_draw hold for every view set."
+            f"study: {for_crops[0]} certifies random crops, but the votes are those of {views.describe()}.\n"
+            f"  Drop {for_crops[0]} here; counting, placement, fresh_draw and sampled hold for every view set."
         )
-    if not sampled:
-        defaults = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
-        for name in (
-            ("repeats", "seed") if drawn else ("num_draws", "replacement", "min_confidences", "repeats", "seed")
-        ):
-            if getattr(config, name) != defaults[name]:
-                on_warning(
-                    f"study: {name} has no effect: no certificate of {', '.join(config.certificates)} draws views."
-                )
-    if drawn and "without" in config.replacement and max(config.num_draws) > views.num_views:
+    _warn_of_idle_settings(config, views, on_warning)
+    if any("num_draws" in CERTIFICATES[name].settings for name in drawn) and (
+        "without" in config.replacement and max(config.num_draws) > views.num_views
+    ):
         raise StudyError(
             f"study: {max(config.num_draws)} views cannot be drawn without replacement from {views.num_views}.\n"
             f"  Draw at most {views.num_views}, or with replacement only."
@@ -169,6 +169,14 @@ def questions(
     if not config.score_margins and not (config.vote_thresholds and "placement" in config.certificates):
         on_warning("study: score_margins has no effect: no placement by a vote threshold is asked.")
     for name in drawn:
+        if name == "sampled":
+            asked += [
+                _of_samples(patch, views, affected, num_estimation, confidence, config)
+                for num_estimation in config.num_estimation
+                for confidence in config.min_confidences
+                for patch, affected in patches.items()
+            ]
+            continue
         for mode in config.replacement:
             if name == "random_crops_exact" and mode == "with":
                 continue
@@ -213,6 +221,19 @@ def _check_thresholds(config: StudyConfig, score_floor: float | None) -> None:
             f"vote table's score floor {score_floor}, where none are stored.\n"
             "  Vote again with a lower --prediction.score-floor, or lower the tolerance."
         )
+
+
+def _warn_of_idle_settings(config: StudyConfig, views: Any, on_warning: Callable[[str], object]) -> None:
+    """Says which settings of draws none of the certificates looks at."""
+    in_use = {name for certificate in config.certificates for name in CERTIFICATES[certificate].settings}
+    of_draws = {name for kind in CERTIFICATES.values() for name in kind.settings}
+    for field in dataclasses.fields(config):
+        if field.name in of_draws - in_use and getattr(config, field.name) != field.default:
+            on_warning(
+                f"study: {field.name} has no effect: no certificate of {', '.join(config.certificates)} uses it."
+            )
+    if views.kind == "sampled" and config.seed:
+        on_warning(f"study: seed has no effect: the views were sampled with seed {views.seed} when they were voted on.")
 
 
 def _patches(config: StudyConfig, views: Any, on_warning: Callable[[str], object]) -> dict[Patch, int]:
@@ -289,6 +310,29 @@ def _of_drawn_views(
         min_confidence=min_confidence,
         repeats=repeats,
         seed=config.seed,
+        feasible=feasible,
+        note="; ".join(notes),
+    )
+
+
+def _of_samples(
+    patch: Patch, views: Any, affected: int, num_estimation: int, min_confidence: float, config: StudyConfig
+) -> Question:
+    share = 0.5 + views.affected_probability(patch)
+    feasible = bool(clopper_pearson_lower(num_estimation, num_estimation, min_confidence) > share)
+    notes = [f"{config.num_selection} samples choose the class, {num_estimation} others estimate its share"]
+    if not feasible:
+        notes.append(f"infeasible: needs a share above {share:.4g}, which {num_estimation} equal votes do not prove")
+    return Question(
+        certificate="sampled",
+        patch=patch,
+        affected=affected,
+        num_views=views.num_views,
+        num_draws=num_estimation,
+        num_selection=config.num_selection,
+        replacement=True,
+        min_confidence=min_confidence,
+        seed=views.seed if views.kind == "sampled" else config.seed,
         feasible=feasible,
         note="; ".join(notes),
     )

@@ -13,6 +13,7 @@ _SHORT = {
     "random_crops_reported": "p_c as reported",
     "random_crops_exact": "p_c, exact draw",
     "fresh_draw": "fresh draw",
+    "sampled": "sampled smoothing",
 }
 
 GUARANTEES = {

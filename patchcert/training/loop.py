@@ -121,7 +121,7 @@ class Trainer:
         views_Bn = None
         if config.views_per_image:
             shape = (len(images_BCHW) if config.view_sampling == "image" else 1, config.views_per_image)
-            views_Bn = torch.randint(self.classifier.views.num_views, shape, generator=generator).to(device)
+            views_Bn = self.classifier.cutter.draw(shape, generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits_BnK = self._forward(images_BCHW, views_Bn)
         loss = self.objective(logits_BnK, labels_B, progress)
@@ -174,7 +174,7 @@ def view_accuracy(
     generator = torch.Generator().manual_seed(seed)
     num_correct, num_views = 0, 0
     for images_BCHW, labels_B in batches:
-        views_Bn = torch.randint(classifier.views.num_views, (len(images_BCHW), views_per_image), generator=generator)
+        views_Bn = classifier.cutter.draw((len(images_BCHW), views_per_image), generator)
         predicted_Bn = classifier(images_BCHW.to(device), views_Bn.to(device)).argmax(2).cpu()
         num_correct += int((predicted_Bn == labels_B[:, None]).sum())
         num_views += predicted_Bn.numel()

@@ -53,6 +53,9 @@ class ViewCutter(nn.Module):
             across = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
             self.register_buffer("coordinates", torch.stack(across), persistent=False)
         self._num_column_starts = 0
+        if views.kind == "cell":
+            self.register_buffer("cells_Vm", torch.from_numpy(views.cells), persistent=False)
+            self.register_buffer("cell_of_pixel_HW", torch.from_numpy(views.cell_of_pixel), persistent=False)
         if is_grid:
             rows_Rh, columns_Cw = np.asarray(views.row_indices), np.asarray(views.column_indices)
             self._num_column_starts = len(columns_Cw)
@@ -117,6 +120,7 @@ class ViewCutter(nn.Module):
         Args:
             pixels_BCHW: what ``encode`` returned.
             views_Bn: int64 view numbers in [0, num_views), shape (B, n); (1, n) means the same views of each image.
+                Views that have no numbers (PixelViews) are named by the pixels that they retain, shape (B, n, pixels).
 
         Returns:
             float32 (B * n, C', h, w), image by image; C' is doubled by NULL encoding.
@@ -129,6 +133,18 @@ class ViewCutter(nn.Module):
         doubled = torch.cat([pixels_BCHW, 1 - pixels_BCHW], dim=1)
         views = torch.where(retained_BnHW[:, :, None], doubled[:, None], 0.0)
         return views.reshape(batch * views_Bn.shape[1], *views.shape[2:])
+
+    def draw(self, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+        """Draws views uniformly and independently, as ``cut`` takes them.
+
+        Args:
+            shape: (B, n), or (1, n) for the same views of each image.
+            generator: on the CPU, where the views are drawn.
+        """
+        if self.views.kind != "pixel":
+            return torch.randint(self.views.num_views, shape, generator=generator)
+        height, width = self.views.image_size
+        return torch.rand(*shape, height * width, generator=generator).topk(self.views.num_pixels, dim=2).indices
 
     def _crops(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         batch, channels, _, width = pixels_BCHW.shape
@@ -149,8 +165,19 @@ class ViewCutter(nn.Module):
             rows = self.row_mask_RH[views_Bn // self._num_column_starts]
             columns = self.column_mask_CW[views_Bn % self._num_column_starts]
             return rows[..., :, None] & columns[..., None, :]
+        if self.views.kind == "pixel":
+            height, width = self.views.image_size
+            return self._marked(height * width, views_Bn).unflatten(2, (height, width))
+        if self.views.kind == "cell":
+            return self._marked(self.views.num_grid_cells, self.cells_Vm[views_Bn])[..., self.cell_of_pixel_HW]
         masks = torch.from_numpy(self.views.retained(views_Bn.flatten().cpu().numpy()))
         return masks.view(*views_Bn.shape, *masks.shape[1:]).to(views_Bn.device)
+
+    @staticmethod
+    def _marked(size: int, indices_Bnm: torch.Tensor) -> torch.Tensor:
+        """Bool (B, n, size): which of ``size`` things the m indices of each view name."""
+        marked = torch.zeros(*indices_Bnm.shape[:2], size, dtype=torch.bool, device=indices_Bnm.device)
+        return marked.scatter_(2, indices_Bnm, True)
 
 
 def _index_mask(indices_Sl: np.ndarray, size: int) -> torch.Tensor:

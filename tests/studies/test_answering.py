@@ -12,10 +12,11 @@ from patchcert.certificates import (
     certify_fresh_draw,
     certify_placement,
     certify_random_crops_reported,
+    clopper_pearson_lower,
     wilson_interval,
 )
 from patchcert.errors import StudyError
-from patchcert.geometry import BandViews, BlockViews, CropViews
+from patchcert.geometry import BandViews, BlockViews, CropViews, PixelViews, SampledViews
 from patchcert.studies import StudyConfig, answer_part, combine, per_image_table, summarise
 from patchcert.studies.answering import ANSWER_COLUMNS
 from patchcert.studies.questions import questions
@@ -99,6 +100,54 @@ def test_answers_equal_those_of_one_question_and_one_image_at_a_time(part, asked
         else:
             confidence = columns[f"confidence/{question.confidence_key}"]
             np.testing.assert_array_equal(confidence >= question.min_confidence, certified_N)
+
+
+def by_hand(classes_S, num_selection, num_classes, probability, min_confidence):
+    """Prediction and verdict of one image from its samples, as Cohen et al. 2019 write them."""
+    prediction = np.bincount(classes_S[:num_selection], minlength=num_classes).argmax()
+    votes, total = (classes_S[num_selection:] == prediction).sum(), len(classes_S) - num_selection
+    return prediction, clopper_pearson_lower(votes, total, min_confidence) > 0.5 + probability
+
+
+def test_samples_are_drawn_from_the_votes_of_all_views(part):
+    config = StudyConfig(
+        certificates=("sampled",), patches=("1x1", "2x3"), num_selection=20, num_estimation=(80, 300), seed=5
+    )
+    asked = questions(config, CROPS, None)
+    columns = answer_part(part, CROPS, asked).columns
+    certified = 0
+    for question in asked:
+        num_samples = 20 + question.num_draws
+        for i, row in enumerate(range(7, 67)):
+            drawn = draw_views(CROPS.num_views, num_samples, range(row, row + 1), replacement=True, seed=5)[0]
+            prediction, verdict = by_hand(
+                part.top_classes_NV[i, drawn].astype(int), 20, 5, CROPS.affected_probability(question.patch), 0.95
+            )
+            assert columns[f"prediction/{question.ballot_key}"][i] == prediction
+            assert columns[f"certified/{question.key}"][i] == verdict
+            certified += verdict
+    assert 0 < certified < 60 * len(asked)
+    pieces = [answer_part(rows_of(part, *rows), CROPS, asked, chunk_bytes=1) for rows in ((0, 31), (31, 60))]
+    assert per_image_table(pieces).equals(per_image_table([answer_part(part, CROPS, asked)]))
+
+
+def test_samples_that_were_voted_on_are_split_into_choice_and_estimate():
+    views = SampledViews(views=PixelViews(image_size=(9, 7), num_pixels=2), num_samples=150)
+    part = simulated_part(views, 40, num_classes=3)
+    config = StudyConfig(certificates=("sampled",), patches=("1x1", "3x3"), num_selection=30, num_estimation=(120, 90))
+    asked = questions(config, views, None)
+    columns = answer_part(part, views, asked).columns
+    for question in asked:
+        probability = views.affected_probability(question.patch)
+        for i in range(40):
+            samples = part.top_classes_NV[i, : 30 + question.num_draws].astype(int)
+            prediction, verdict = by_hand(samples, 30, 3, probability, 0.95)
+            assert columns[f"prediction/{question.ballot_key}"][i] == prediction
+            assert columns[f"certified/{question.key}"][i] == verdict
+    answers = summarise([answer_part(part, views, asked)], asked, subject_of(views, part, "sparse2-test"))
+    assert set(answers["guarantee"]) == {"probabilistic"} and set(answers["min_confidence"]) == {0.95}
+    assert answers["certified_accuracy"].max() > 0 and (answers["num_views"] == 150).all()
+    assert answers["base_accuracy"].unique() == [(part.top_classes_NV == part.labels_N[:, None]).mean()]
 
 
 @settings(max_examples=6, derandomize=True, deadline=None)

@@ -1,9 +1,11 @@
 import dataclasses
+from typing import get_args
 
 import pytest
 
-from patchcert.geometry import BandViews, BlockViews, CropViews, Patch
-from patchcert.studies.published import published_numbers, reported
+from patchcert.geometry import BandViews, BlockViews, CellViews, CropViews, Patch, PixelViews, SampledViews
+from patchcert.studies.config import CERTIFICATES
+from patchcert.studies.published import Metric, published_numbers, reported
 
 THRESHOLD = {"certificate": "counting", "vote_rule": "threshold", "draws": "all", "min_confidence": float("nan")}
 DRAWN = {"certificate": "random_crops_reported", "vote_rule": "top_class", "vote_threshold": float("nan")}
@@ -18,8 +20,10 @@ def test_numbers_are_fractions_and_patches_are_readable():
     numbers = published_numbers()
     assert len(numbers) > 150
     for number in numbers:
-        assert 0 < number.value < 1 and number.source and number.table
-        assert number.metric in ("certified", "clean")
+        assert number.value > 0 and number.source and number.table
+        assert number.value < 1 or number.metric == "milliseconds"
+        assert number.metric in get_args(Metric)
+        assert number.certificate in ("", *CERTIFICATES)
         if number.patch:
             assert Patch.parse(number.patch, (299, 299)).label == number.patch
 
@@ -38,6 +42,40 @@ def test_structured_ablation_papers_are_found(column_study, views, dataset, thre
     row = THRESHOLD | {"patch": "5x5", "vote_threshold": threshold}
     assert found(column_study, views, row, dataset=dataset) == {certified}
     assert found(column_study, views, row, dataset=dataset, metric="clean") == {clean}
+
+
+def test_sampled_smoothing_is_found_beside_exhaustive_votes(column_study):
+    row = DRAWN | {"certificate": "sampled", "patch": "5x5", "num_draws": 10_000, "draws": "with replacement"}
+    row |= {"min_confidence": 0.95}
+    columns = BandViews(image_size=(28, 28), width=6)
+    assert found(column_study, columns, row, dataset="mnist") == {0.1648}
+    exhaustive = THRESHOLD | {"vote_rule": "top_class", "vote_threshold": float("nan"), "patch": "5x5"}
+    assert found(column_study, columns, exhaustive, dataset="mnist") == {0.2233}
+    for num_pixels, certified, clean in ((5, 0.0804, 0.3232), (10, 0.0573, 0.749)):
+        pixels = PixelViews(image_size=(28, 28), num_pixels=num_pixels)
+        views = SampledViews(views=pixels, num_samples=11_000)
+        assert found(column_study, views, row, dataset="mnist") == {certified}
+        assert found(column_study, views, row, dataset="mnist", metric="clean") == {clean}
+        assert not found(column_study, views, row | {"num_draws": 1_000}, dataset="mnist")
+
+
+def test_a_number_without_its_size_is_kept_but_matches_nothing(column_study):
+    """The best two blocks of Table 7: neither pitch nor threshold are recorded."""
+    assert [number.value for number in published_numbers() if number.defense == "two_blocks"] == [0.4345, 0.9229]
+    views = CellViews(image_size=(28, 28), pitch=4, num_cells=2)
+    assert not found(column_study, views, THRESHOLD | {"patch": "5x5", "vote_threshold": 0.3}, dataset="mnist")
+
+
+def test_times_and_the_variance_study_are_there_as_numbers_of_their_own():
+    milliseconds = {
+        (number.dataset, number.defense): number.value
+        for number in published_numbers()
+        if number.metric == "milliseconds"
+    }
+    assert milliseconds["cifar10", "crop"] == 0.7 and milliseconds["imagenet", "drs_measured_by_rc"] == 703.2
+    assert len(milliseconds) == 8
+    variances = {number.num_draws: number.value for number in published_numbers() if number.metric == "p_c_variance"}
+    assert variances == {64: 0.009, 128: 0.005, 256: 0.003, 512: 0.001}
 
 
 def test_draws_confidences_and_shapes_of_the_crop_paper_are_found(column_study):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.errors import GeometryError, StudyError
-from patchcert.geometry import BandViews, BlockViews, CropViews, Patch
+from patchcert.geometry import BandViews, BlockViews, CropViews, Patch, PixelViews, SampledViews
 from patchcert.studies.config import CERTIFICATES, StudyConfig
 from patchcert.studies.questions import doubtful_scores, headline_patch, questions
 from patchcert.votes import SCORE_SCALE
@@ -40,7 +40,8 @@ def test_grid_is_complete_and_keys_are_distinct():
     reported = 3 * 2 * 2 * 2  # patches x draws x replacement x confidences
     exact = 3 * 2 * 2  # patches x draws x confidences, without replacement only
     fresh = reported
-    assert len(asked) == theorems + reported + exact + fresh
+    sampled = 3 * 2  # patches x confidences, one number of samples
+    assert len(asked) == theorems + reported + exact + fresh + sampled
     assert len({question.key for question in asked}) == len(asked)
     assert [question.patch.label for question in asked[:3]] == ["2x2", "5x5", "12x2"]
     assert asked[0].vote_threshold == 0.3, "the first listed setting comes first"
@@ -134,7 +135,15 @@ def test_more_draws_than_views_need_replacement():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_draws": (64,)}, {"replacement": ("without",)}, {"min_confidences": (0.9,)}, {"repeats": 3}, {"seed": 1}],
+    [
+        {"num_draws": (64,)},
+        {"replacement": ("without",)},
+        {"min_confidences": (0.9,)},
+        {"repeats": 3},
+        {"seed": 1},
+        {"num_selection": 10},
+        {"num_estimation": (10,)},
+    ],
 )
 def test_settings_of_draws_without_draws_warn(changes):
     warnings = []
@@ -149,6 +158,53 @@ def test_fresh_draws_hold_for_every_view_set_and_have_no_repeats():
     assert question.repeats == 1 and question.ballot_key == "top_class/all"
     assert question.key == "fresh_draw/5x5/top_class/all/16 with replacement/confidence>=0.95"
     assert len(warnings) == 1 and "repeats has no effect" in warnings[0]
+
+
+PIXELS = SampledViews(views=PixelViews(image_size=(32, 32), num_pixels=20), num_samples=3_000, seed=4)
+SAMPLED = {"certificates": ("sampled",), "num_selection": 500, "num_estimation": (2_500,), "patches": ("5x5", "9x9")}
+
+
+def test_samples_of_all_votes_and_samples_that_were_voted_on_are_asked_alike():
+    for views, seed in ((COLUMNS, 7), (PIXELS, 4)):
+        config = StudyConfig(**SAMPLED, seed=7 if views is COLUMNS else 0)
+        likely, impossible = ask(config, views, score_floor=None)
+        assert likely.key == f"sampled/5x5/top_class/500+2500 with replacement,seed={seed}/confidence>=0.95"
+        assert (likely.num_draws, likely.num_selection, likely.num_views) == (2_500, 500, views.num_views)
+        assert likely.note == "500 samples choose the class, 2500 others estimate its share" and likely.feasible
+        assert likely.affected == views.affected(likely.patch)
+        assert impossible.feasible == (views is COLUMNS)
+    # 81 of 1,024 pixels: 1 - C(943, 20) / C(1024, 20) = 0.81 of the views are affected, and 1.31 is no share.
+    assert "infeasible: needs a share above 1.31" in impossible.note
+
+
+def test_a_few_samples_prove_less_than_all_votes():
+    """One of 32 columns is affected; five equal votes prove a share of 0.05 ** (1 / 5) = 0.549 only."""
+    config = StudyConfig(certificates=("sampled",), patches=("1x1",), num_estimation=(5, 6))
+    five, six = ask(config, BandViews(image_size=(32, 32), width=1))
+    assert 0.05 ** (1 / 5) > 0.5 + 1 / 32 and five.feasible and six.feasible
+    config = StudyConfig(certificates=("sampled",), patches=("1x1",), num_estimation=(4,))
+    (four,) = ask(config, BandViews(image_size=(32, 32), width=1))
+    assert not four.feasible and "needs a share above 0.5312, which 4 equal votes do not prove" in four.note
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "counting needs the votes of all views, but only samples of them were voted on"),
+        ({**SAMPLED, "certificates": ("sampled", "placement")}, "placement needs the votes of all views"),
+        ({**SAMPLED, "num_estimation": (100, 2_501)}, "500 samples choose .* 2501 estimate .* but 3000 views"),
+        ({"certificates": ("sampled",)}, "1000 samples .* but 3000 views of each image are sampled"),
+    ],
+)
+def test_more_than_was_sampled_is_refused(changes, message):
+    with pytest.raises(StudyError, match=message):
+        ask(StudyConfig(**changes), PIXELS, score_floor=None)
+
+
+def test_the_seed_of_sampled_votes_is_that_of_their_table():
+    warnings = []
+    ask(StudyConfig(**SAMPLED, seed=1), PIXELS, score_floor=None, on_warning=warnings.append)
+    assert warnings == ["study: seed has no effect: the views were sampled with seed 4 when they were voted on."]
 
 
 def test_warnings_are_never_silent_by_default():

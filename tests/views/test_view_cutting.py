@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from view_set_cases import view_sets
 
 from patchcert.errors import ModelError
-from patchcert.geometry import BandViews, BlockViews, CellViews, CropViews
+from patchcert.geometry import BandViews, BlockViews, CellViews, CropViews, PixelViews
 from patchcert.models.checkpoint import initial_classifier
 from patchcert.models.config import ClassifierConfig
 from patchcert.views.cutting import ViewCutter
@@ -325,3 +326,22 @@ class TestRefusals:
 )
 def test_encodings_survive_json(encoding):
     assert EncodingConfig.from_json(encoding.to_json()) == encoding
+
+
+def test_random_pixels_are_named_by_themselves_and_drawn_alike():
+    views = PixelViews(image_size=(3, 4), num_pixels=2)
+    cutter = ViewCutter(views, EncodingConfig(), 1)
+    images = torch.arange(1, 25, dtype=torch.uint8).view(2, 1, 3, 4)
+    pixels_Bnk = torch.tensor([[[0, 5], [11, 2]], [[3, 4], [6, 7]]])
+    cut = cutter.cut(cutter.encode(images), pixels_Bnk).view(2, 2, 2, 12)
+    for image, view in product(range(2), range(2)):
+        kept = pixels_Bnk[image, view].tolist()
+        for pixel in range(12):
+            x = images[image].flatten()[pixel] / 255 if pixel in kept else 0.0
+            inverse = 1 - x if pixel in kept else 0.0
+            assert cut[image, view, :, pixel].tolist() == pytest.approx([float(x), float(inverse)])
+    drawn = cutter.draw((300, 40), torch.Generator().manual_seed(0))
+    assert drawn.shape == (300, 40, 2) and (drawn[..., 0] != drawn[..., 1]).all()
+    assert stats.chisquare(np.bincount(drawn.flatten(), minlength=12)).pvalue > 0.01
+    again = cutter.draw((300, 40), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
