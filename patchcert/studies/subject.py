@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from patchcert.errors import StudyError
+from patchcert.geometry import view_set_from_identity
 from patchcert.votes import VoteTable
 
 
@@ -78,8 +79,7 @@ class Subject:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the tensor that the patch acts on, in pixels."""
-        height, width = self.views["image_size"]
-        return height, width
+        return view_set_from_identity(self.views).image_size
 
     @property
     def tensor(self) -> str:
