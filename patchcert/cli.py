@@ -216,7 +216,7 @@ def _parsed_suite(words: list[str]) -> tuple[Any, dict[str, Any], Any, Any]:
     import tyro
 
     from patchcert.pipeline import RunOptions
-    from patchcert.suite_run import SuiteOptions, overridden
+    from patchcert.suite_run import SuiteOptions, chosen_recipes
     from patchcert.suites import find_suite
 
     spec = find_suite(words[0])
@@ -247,7 +247,7 @@ def _parsed_suite(words: list[str]) -> tuple[Any, dict[str, Any], Any, Any]:
         parsed = parse(recipe)
         return dataclasses.replace(recipe, **{name: getattr(parsed, name) for name in _SUITE_SECTIONS})
 
-    return suite, overridden(suite, override), first.options, first.suite
+    return suite, chosen_recipes(suite, first.suite.only, override), first.options, first.suite
 
 
 def _run(words: list[str]) -> None:
@@ -436,7 +436,7 @@ def _show(words: list[str]) -> None:
         return
     if len(words) != 1 or words[0].startswith("-"):
         raise RecipeError(
-            "patchcert show takes one recipe or one folder (or one suite).\n  For example:  patchcert show column4-digits"
+            "patchcert show takes one recipe or one folder, or one suite.\n  For example:  patchcert show rc-cifar10"
         )
     if os.path.isdir(words[0]) or "://" in words[0]:
         _show_folder(words[0])

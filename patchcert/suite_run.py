@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from patchcert.console import Terminal
 from patchcert.data.registry import dataset_spec
 from patchcert.data.storage import Folder
-from patchcert.errors import PatchcertError
+from patchcert.errors import PatchcertError, RecipeError
 from patchcert.pipeline import Pipeline, RunOptions
 from patchcert.recipes import Recipe
 from patchcert.studies.results import SUMMARY, StudyResult
@@ -30,6 +30,8 @@ class SuiteOptions:
     """A small edition of at most 5 minutes on 2 cores: few or bundled images, fewer models, short training."""
     networks: Literal["auto", "published", "one-pass"] = "auto"
     """published: the paper's own networks; one-pass: those that score all views at once; auto: one-pass without GPU."""
+    only: tuple[str, ...] = ()
+    """Experiments to run, as ``patchcert show SUITE`` names them; unset: all. Lines of the others stay empty."""
     out: str | None = None
     """Folder for report, tables and figures; unset: one of its own in the work folder."""
 
@@ -201,6 +203,7 @@ class SuiteRun:
         from patchcert.tracking import publish
 
         suite = self.suite
+        known = [experiment.name for experiment in suite.experiments]
         folder = local_path(out or self.folder())
         tables = write_suite(
             folder,
@@ -212,6 +215,7 @@ class SuiteRun:
                 figures=suite.figures,
                 results=results,
                 missing=self._missing,
+                left_out=tuple(name for name in known if name not in self.recipes),
                 notes=suite.notes,
                 settings={name: _settings(recipe) for name, recipe in self.recipes.items()},
             ),
@@ -246,14 +250,22 @@ class _Reporting:
         return True
 
 
-def overridden(suite: Suite, override: Callable[[Recipe], Recipe]) -> dict[str, Recipe]:
+def chosen_recipes(suite: Suite, only: tuple[str, ...], override: Callable[[Recipe], Recipe]) -> dict[str, Recipe]:
     """The whole recipes of a suite's experiments, the same overrides applied to each.
 
     Args:
         suite: the suite.
+        only: names of experiments; empty: all.
         override: recipe -> recipe.
+
+    Raises:
+        RecipeError: an experiment that the suite does not have.
     """
-    return {experiment.name: override(experiment.build()) for experiment in suite.experiments}
+    known = [experiment.name for experiment in suite.experiments]
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise RecipeError(f"{suite.name} has no experiment {unknown[0]!r}.\n  This edition has: {', '.join(known)}.")
+    return {name: override(suite.experiment(name).build()) for name in only or known}
 
 
 def _slots(cluster: Mapping[str, float], resources: Any) -> int:

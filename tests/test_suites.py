@@ -44,7 +44,7 @@ def test_every_line_is_asked_by_the_study_of_its_experiment(built, edition):
                 found = [question for question in asked[row.experiment] if answers_line(question, row, patch)]
                 assert len(found) == 1, f"{table.number}, {row.labels} at {text}"
             assert row.experiment in {"", *asked}
-    for experiment, patch in suite.headline:
+    for experiment, patch, _ in suite.headline:
         assert patch in {question.patch.label for question in asked[experiment]}
 
 

@@ -418,10 +418,10 @@ def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
         )
         return
     highest = positions.max()
-    axes.set_xlim(0, highest * 1.02)
     if not data.patches:
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(positions))))
         return
+    axes.set_xlim(0, highest * 1.02)
     if len({fraction for fraction, _ in data.patches}) != len(data.patches):
         return
     # Sizes in pixels along the top, those that would overlap left out from the large end.

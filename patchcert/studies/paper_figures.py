@@ -53,14 +53,14 @@ def _figure(figure: PaperFigure, table: FilledTable) -> FigureData | None:
     lines += [
         _reported(series, points, several=several)
         for (series, _), points in curves.items()
-        if _drawn(points) and any(number.reported is not None for _, _, number in points)
+        if any(number.difference is not None for _, _, number in _drawn(points))
     ]
     times = figure.metrics == ("milliseconds",)
     return FigureData(
         name=figure.name,
         caption=f"{figure.number}. {figure.caption}",
         x_label=figure.x_label,
-        y_label="time for an image (ms of one worker)" if times else "accuracy (% of images)",
+        y_label="ms an image, one worker" if times else "accuracy (% of images)",
         percent=not times,
         lines=tuple(lines),
         level=tuple(levels),

@@ -209,7 +209,7 @@ def _fill(row: PaperRow, table: PaperTable, answers: Mapping[str, Answers], miss
     reported = {metric: None if number is None else number.value for metric, number in published.items()}
     notes = [number.note for number in published.values() if number is not None]
     if row.experiment and row.experiment not in answers:
-        reason = missing.get(row.experiment, "the experiment is not part of this edition of the suite")
+        reason = missing.get(row.experiment, "there is no such experiment")
         return FilledRow(
             labels=row.labels,
             numbers=tuple(Comparison(metric=metric, reported=reported[metric]) for metric in table.metrics),

@@ -42,19 +42,28 @@ def latex_text(text: str) -> str:
 
 
 def columns(table: FilledTable) -> list[tuple[Metric, tuple[str, ...]]]:
-    """The metrics of a table and the columns that each needs; differences of times say nothing between machines."""
-    accuracy = ("reported", "measured", "difference")
-    return [(metric, accuracy[:2] if metric == "milliseconds" else accuracy) for metric in table.table.metrics]
+    """The metrics of a table and the columns that each needs: a column that no line fills is left out."""
+    names = ("reported", "measured", "difference")
+    found = []
+    for position, metric in enumerate(table.table.metrics):
+        numbers = [row.numbers[position] for row in table.rows]
+        filled = {
+            "reported": any(number.reported is not None for number in numbers),
+            "measured": True,
+            "difference": any(number.difference is not None for number in numbers),
+        }
+        found.append((metric, tuple(name for name in names if filled[name])))
+    return found
 
 
-def cells(row: FilledRow) -> list[str]:
+def cells(row: FilledRow, table: FilledTable) -> list[str]:
     """The numbers of a line as text, in the order of ``columns``; what no votes could reach is called infeasible."""
     found = []
-    for number in row.numbers:
-        reported, measured, difference = number_words(number)
+    for number, (_, names) in zip(row.numbers, columns(table), strict=True):
+        words = dict(zip(("reported", "measured", "difference"), number_words(number), strict=True))
         if number.metric == "certified" and row.certificate and not row.feasible:
-            measured = f"infeasible ({measured})" if number.measured else "infeasible"
-        found += [reported, measured] if number.metric == "milliseconds" else [reported, measured, difference]
+            words["measured"] = f"infeasible ({words['measured']})" if number.measured else "infeasible"
+        found += [words[name] for name in names]
     return found
 
 
@@ -88,7 +97,7 @@ def latex(table: FilledTable) -> str:
     ]
     for row in table.rows:
         lines.append(
-            " & ".join(latex_text(text) for text in (*row.labels, certificate_cell(row), *cells(row))) + r" \\"
+            " & ".join(latex_text(text) for text in (*row.labels, certificate_cell(row), *cells(row, table))) + r" \\"
         )
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
@@ -112,7 +121,7 @@ def console_tables(tables: Sequence[FilledTable]) -> list[Table]:
             shown.add_row(
                 *row.labels,
                 certificate_cell(row),
-                *cells(row),
+                *cells(row, table),
                 style="dim" if row.guarantee in ("", "heuristic") else None,
             )
         found.append(shown)

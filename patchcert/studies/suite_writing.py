@@ -29,22 +29,24 @@ class SuiteReport:
     Attributes:
         title: of the report.
         source: paper whose tables these are.
-        headline: (experiment, patch) pairs of the first screen.
+        headline: (experiment, patch, defense in words) of the first screen.
         tables: what the paper tabulates.
         figures: what it draws.
         results: studies by name of the experiment.
         missing: experiments without a study, and why.
+        left_out: experiments that nobody asked for.
         notes: what a reader must know before any number.
         settings: of the suite, JSON-able.
     """
 
     title: str
     source: str
-    headline: tuple[tuple[str, str], ...]
+    headline: tuple[tuple[str, str, str], ...]
     tables: tuple[PaperTable, ...]
     figures: tuple[PaperFigure, ...]
     results: Mapping[str, StudyResult]
     missing: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
     notes: tuple[str, ...]
     settings: Mapping[str, Any]
 
@@ -65,7 +67,8 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
     """
     if not suite.results:
         raise StudyError(f"{suite.title}: there is no study to report.\n  " + " ".join(suite.missing.values()))
-    filled = fill_tables(suite.tables, suite.results, suite.missing)
+    missing = dict.fromkeys(suite.left_out, "left out of this run") | suite.missing
+    filled = fill_tables(suite.tables, suite.results, missing)
     with whole_folder(location, SUITE) as folder:
         (folder / TABLES).mkdir()
         (folder / FIGURES).mkdir()
@@ -88,8 +91,8 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
 def _context(suite: SuiteReport, filled: Sequence[FilledTable]) -> dict[str, Any]:
     results = list(suite.results.values())
     shown = [
-        headline
-        for experiment, patch in suite.headline
+        dataclasses.replace(headline, defense=f"{words} ({headline.defense})")
+        for experiment, patch, words in suite.headline
         if experiment in suite.results
         for headline in headlines(suite.results[experiment], patch)
     ]
@@ -113,6 +116,8 @@ def _context(suite: SuiteReport, filled: Sequence[FilledTable]) -> dict[str, Any
 
 def _warnings(suite: SuiteReport, filled: Sequence[FilledTable]) -> list[str]:
     found = [f"{name} was not measured: {reason}" for name, reason in suite.missing.items()]
+    if suite.left_out:
+        found.append(f"Left out of this run: {', '.join(suite.left_out)}.")
     lines = [row for table in filled for row in table.rows if row.certificate]
     impossible = sum(not row.feasible for row in lines)
     if impossible:
@@ -125,6 +130,8 @@ def _warnings(suite: SuiteReport, filled: Sequence[FilledTable]) -> list[str]:
 
 def _table(table: FilledTable) -> dict[str, Any]:
     rows, previous = [], None
+    # Notes repeat from line to line: below the table each stands once.
+    notes = list(dict.fromkeys(note for row in table.rows for note in _parts(row.note)))
     for row in table.rows:
         rows.append(
             {
@@ -135,8 +142,9 @@ def _table(table: FilledTable) -> dict[str, Any]:
                 "guarantee": row.guarantee,
                 "setting": row.setting,
                 "patch": row.patch,
-                "cells": cells(row),
+                "cells": cells(row, table),
                 "note": row.note,
+                "marks": [notes.index(note) + 1 for note in _parts(row.note)],
             }
         )
         previous = row.labels[0]
@@ -148,7 +156,12 @@ def _table(table: FilledTable) -> dict[str, Any]:
         "names": table.table.row_names,
         "groups": [(METRIC_TITLES[metric], titles) for metric, titles in columns(table)],
         "rows": rows,
+        "notes": notes,
     }
+
+
+def _parts(note: str) -> list[str]:
+    return note.split("; ") if note else []
 
 
 def _write_summary(folder: Path, suite: SuiteReport, final: Path) -> None:
@@ -161,6 +174,7 @@ def _write_summary(folder: Path, suite: SuiteReport, final: Path) -> None:
             for name, result in suite.results.items()
         },
         "missing": dict(suite.missing),
+        "left_out": list(suite.left_out),
         "tables": [f"{final.name}/{TABLES}/{table.name}.csv" for table in suite.tables],
     }
     (folder / SUITE).write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")

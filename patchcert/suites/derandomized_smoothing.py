@@ -105,7 +105,10 @@ def _suite(paper: _Paper, name: str, images: str, what: str) -> Suite:
         name=name,
         title=f"(De)randomized smoothing on {images}: reported and measured",
         source=_SOURCE,
-        headline=((f"columns{paper.best}", _PATCH), ("blocks", _PATCH)),
+        headline=(
+            (f"columns{paper.best}", _PATCH, f"All columns of {paper.best} pixels vote"),
+            ("blocks", _PATCH, f"All blocks of {paper.block[0]}x{paper.block[0]} pixels vote"),
+        ),
         experiments=tuple(_experiments(paper)),
         tables=(_columns(paper), _structures(paper), _top_class(paper)),
         figures=_figures(paper),

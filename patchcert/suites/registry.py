@@ -45,8 +45,8 @@ class Suite:
     """Heading of the report."""
     source: str
     """The paper, as ``published.csv`` names it."""
-    headline: tuple[tuple[str, str], ...]
-    """(experiment, patch in pixels) pairs of the report's first screen."""
+    headline: tuple[tuple[str, str, str], ...]
+    """(experiment, patch in pixels, defense in words) of the report's first screen."""
     experiments: tuple[Experiment, ...]
     """What is trained, voted and asked; those of equal model share it."""
     tables: tuple[PaperTable, ...]
