@@ -201,7 +201,7 @@ def _study_suite(words: list[str]) -> None:
     outcome = SuiteRun(suite, recipes, options, terminal).run(extra.out)
     for table in console_tables(outcome.tables):
         terminal.result(table)
-    terminal.say(f"Report: {outcome.folder / 'report.html'}   (tables and figures lie beside it)")
+    terminal.say(f"Report: {outcome.folder.folder('report.html').uri}   (tables and figures lie beside it)")
     terminal.say("Compare runs:  patchcert ui")
     if outcome.missing:
         failures = "\n".join(f"  {name}: {reason}" for name, reason in outcome.missing.items())

@@ -3,7 +3,6 @@
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from patchcert.console import Terminal
@@ -55,9 +54,9 @@ class SuiteOutcome:
         missing: experiments without a study, and why.
     """
 
-    folder: Path
+    folder: Folder
     tables: "list[FilledTable]"
-    studies: dict[str, Path]
+    studies: dict[str, Folder]
     missing: dict[str, str]
 
 
@@ -198,13 +197,12 @@ class SuiteRun:
         return results
 
     def _report(self, results: dict[str, StudyResult], tracking: Any, out: str | None) -> SuiteOutcome:
-        from patchcert.studies.results import local_path
         from patchcert.studies.suite_writing import SuiteReport, write_suite
         from patchcert.tracking import publish
 
         suite = self.suite
         known = [experiment.name for experiment in suite.experiments]
-        folder = local_path(out or self.folder())
+        folder = Folder(out or self.folder())
         tables = write_suite(
             folder,
             SuiteReport(
@@ -222,7 +220,7 @@ class SuiteRun:
         )
         studies = {name: result.folder for name, result in results.items()}
         if tracking.mode == "off" and self.options.tracking.mode != "off":
-            command = "patchcert publish " + " ".join(str(study) for study in studies.values())
+            command = "patchcert publish " + " ".join(study.uri for study in studies.values())
             self.terminal.say(f"Publish the studies when the tracker is back:  {command}")
         else:
             publish(studies.values(), tracking, self.workspace, self.terminal.say)

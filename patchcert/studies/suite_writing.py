@@ -15,7 +15,7 @@ from patchcert.studies.paper_figures import paper_figures
 from patchcert.studies.paper_tables import FilledTable, fill_tables
 from patchcert.studies.paper_writing import METRIC_TITLES, cells, certificate_cell, columns, latex
 from patchcert.studies.report import attack, headlines, provenance, template_environment
-from patchcert.studies.results import FIGURES, Location, StudyResult, local_path, whole_folder
+from patchcert.studies.results import FIGURES, Location, StudyResult, whole_folder
 from patchcert.studies.wording import GUARANTEES, certificate_words
 
 SUITE = "suite.json"
@@ -55,7 +55,7 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
     """Writes report, tables (CSV, LaTeX) and figures (PNG, SVG) of a suite, all at once or not at all.
 
     Args:
-        location: local folder; an older suite there is replaced.
+        location: folder or URI; an older suite there is replaced.
         suite: what is written.
 
     Returns:
@@ -63,7 +63,7 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
 
     Raises:
         StudyError: no study at all, a line that its study did not ask, or a folder that belongs to something else.
-        ResourceError: full disk or read-only folder.
+        ResourceError: full disk, read-only folder or storage that refuses.
     """
     if not suite.results:
         raise StudyError(f"{suite.title}: there is no study to report.\n  " + " ".join(suite.missing.values()))
@@ -84,7 +84,7 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
         for name, ending in ((REPORT_MARKDOWN, "md"), (REPORT_HTML, "html")):
             text = template_environment(ending).get_template(f"suite.{ending}.j2").render(context)
             (folder / name).write_text(text, encoding="utf-8")
-        _write_summary(folder, suite, local_path(location))
+        _write_summary(folder / SUITE, suite)
     return filled
 
 
@@ -164,17 +164,17 @@ def _parts(note: str) -> list[str]:
     return note.split("; ") if note else []
 
 
-def _write_summary(folder: Path, suite: SuiteReport, final: Path) -> None:
-    """What the suite consists of, for machines; ``final`` is the folder's name to be."""
+def _write_summary(path: Path, suite: SuiteReport) -> None:
+    """What the suite consists of, for machines."""
     summary = {
         "title": suite.title,
         "settings": suite.settings,
         "studies": {
-            name: {"result_id": result.result_id, "folder": str(result.folder), "defense": result.subject.defense}
+            name: {"result_id": result.result_id, "folder": result.folder.uri, "defense": result.subject.defense}
             for name, result in suite.results.items()
         },
         "missing": dict(suite.missing),
         "left_out": list(suite.left_out),
-        "tables": [f"{final.name}/{TABLES}/{table.name}.csv" for table in suite.tables],
+        "tables": [f"{TABLES}/{table.name}.csv" for table in suite.tables],
     }
-    (folder / SUITE).write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A whole suite from the command line: two models trained side by side, a failure that stops nothing, kill and repeat."""
+"""A suite from the command line: models trained side by side, a failure that stops nothing, kill and repeat."""
 
 import json
 import os
