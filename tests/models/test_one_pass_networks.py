@@ -29,12 +29,14 @@ VIEW_SETS = (
     CropViews(image_size=(11, 14), crop_size=(7, 10), domain="wrap", stride=(2, 3)),
     CropViews(image_size=(40, 37), crop_size=(33, 20), stride=(1, 4)),
     CropViews(image_size=(40, 37), crop_size=(24, 5), domain="wrap", stride=(8, 9)),
+    BlockViews(image_size=(11, 14), block_size=(5, 4), stride=(2, 3)),
 )
 
 
 def classifier_for(views, channels=2, seed=0, **settings):
     """A narrow one-pass classifier in evaluation mode whose layers and encodings all matter to the scores."""
-    config = ClassifierConfig(network=f"{views.kind}-network", **{"width": 0.2, "encoding": CUT, **settings})
+    network = "band-network" if views.kind == "band" else "crop-network"
+    config = ClassifierConfig(network=network, **{"width": 0.2, "encoding": CUT, **settings})
     classifier = initial_classifier(config, views, channels, 5, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -69,7 +71,7 @@ def test_one_pass_gives_every_view_the_score_it_has_alone(views):
         assert (together_BVK - together_BVK[:, :1]).abs().max() > 1e-2, "views that score alike prove nothing"
 
 
-@given(view_sets(max_height=9, max_width=10, kinds=("valid", "wrap", "column", "row")), st.integers(1, 3))
+@given(view_sets(max_height=9, max_width=10, kinds=("valid", "wrap", "block", "column", "row")), st.integers(1, 3))
 @settings(max_examples=40)
 def test_one_pass_is_exact_for_any_grid_of_crops_and_bands(case, channels):
     assert_equal_scores(classifier_for(case[0], channels, width=0.05))
@@ -148,7 +150,7 @@ def test_width_scales_the_channels():
     [
         ("band-network", CropViews(image_size=(9, 9), crop_size=4), "cut", "needs band views, not 4x4 crops"),
         ("crop-network", BandViews(image_size=(9, 9), width=4), "cut", "needs crop views, not column bands"),
-        ("crop-network", BlockViews(image_size=(9, 9), block_size=4), "cut", "needs crop views, not blocks"),
+        ("crop-network", BlockViews(image_size=(9, 9), block_size=4), "null", "keeps them at 9x9"),
         (
             "band-network",
             BandViews(image_size=(9, 8), width=4),
