@@ -34,6 +34,27 @@ def shared_data():
 
 
 @pytest.fixture(scope="session")
+def s3_variables():
+    """Variables with which any process finds a real S3 server on this machine and its one bucket, ``bucket``."""
+    import urllib.request
+
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+    yield {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "not-to-be-seen",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def prepared_digits(tmp_path_factory):
     """The bundled digits at 32x32, prepared: split name -> PreparedDataset."""
     from patchcert.data import DataConfig, prepare

@@ -34,7 +34,9 @@ def crd_folder():
 
 def full_schema(folder, kind):
     """The schema of a CRD, with every object closed."""
-    crd = yaml.safe_load(gzip.decompress((folder / KINDS[kind]).read_bytes()))
+    # A megabyte: the loader in C, where PyYAML was built with it, is eight times faster.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    crd = yaml.load(gzip.decompress((folder / KINDS[kind]).read_bytes()), loader)
     (version,) = [version for version in crd["spec"]["versions"] if version["name"] == "v1"]
     schema = _closed(version["schema"]["openAPIV3Schema"])
     schema["required"] = sorted({*schema.get("required", ()), "apiVersion", "kind", "spec"})

@@ -20,12 +20,16 @@ def object_store(folder):
     return Folder("bucket/run", filesystem=pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()))
 
 
-@pytest.fixture(params=["local", "uri", "object store"])
-def folder(request, tmp_path):
+@pytest.fixture(params=["local", "uri", "object store", "s3"])
+def folder(request, tmp_path, monkeypatch):
     if request.param == "local":
         return Folder(tmp_path / "run")
     if request.param == "uri":
         return Folder(f"file://{tmp_path}/run/")
+    if request.param == "s3":
+        for name, value in request.getfixturevalue("s3_variables").items():
+            monkeypatch.setenv(name, value)
+        return Folder(f"s3://bucket/{tmp_path.name}/run")
     return object_store(tmp_path / "store")
 
 
