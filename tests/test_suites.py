@@ -32,7 +32,7 @@ def test_every_line_is_asked_by_the_study_of_its_experiment(built, edition):
         recipe = experiment.build()
         warnings = []
         asked[experiment.name] = questions(
-            recipe.study, recipe.views, recipe.prediction.score_floor or None, on_warning=warnings.append
+            recipe.study, recipe.voted_views, recipe.prediction.score_floor or None, on_warning=warnings.append
         )
         assert warnings == [], f"{experiment.name} asks twice or in vain"
     assert len(asked) == len(suite.experiments)
@@ -62,7 +62,7 @@ def test_published_numbers_are_found_and_none_is_ambiguous(built, edition):
 
 
 def test_known_numbers_stand_in_their_lines(built):
-    """Origin: Tables 2, 4 and 5 of the randomized-cropping paper, Table 2 of DRS."""
+    """Origin: Tables 2, 4 and 5 of the randomized-cropping paper, Tables 2 and 6 of DRS."""
     tables = {table.name: table for table in built["rc-cifar10", "published", False].tables}
 
     def reported(table, *labels, metric="certified"):
@@ -75,8 +75,10 @@ def test_known_numbers_stand_in_their_lines(built):
     assert reported(tables["table_5"], "512", "without replacement", "as reported") == 0.008
     assert reported(tables["table_5"], "128", "with replacement", "as reported", metric="clean") == 0.896
     assert reported(tables["table_1"], "crops, p_c, n = 128", metric="clean") == 0.884
-    (columns, *_) = built["drs-mnist", "published", False].tables
+    (columns, structures, samples) = built["drs-mnist", "published", False].tables
     assert reported(columns, "2", "0.3") == 0.5283
+    assert reported(structures, "10 random pixels, sampled", "–", metric="clean") == 0.749
+    assert reported(samples, "6", "sampled columns") == 0.1648 and reported(samples, "6", "all columns") == 0.2233
 
 
 def test_quick_editions_are_filed_apart_and_models_are_shared_where_equal(built):
@@ -92,9 +94,8 @@ def test_quick_editions_are_filed_apart_and_models_are_shared_where_equal(built)
 
 def test_changes_reach_the_recipe(built):
     suite = built["drs-mnist", "one-pass", True]
-    rows = suite.experiment("rows").build()
-    assert rows.views.axis == "row" and rows.data.limit == 4000 and rows.training.epochs == 10
-    assert suite.experiment("blocks").build().views.domain == "wrap"
+    rows = suite.experiment("rows2").build()
+    assert rows.views.axis == "row" and rows.data.limit == 3000 and rows.training.epochs == 8
     bare = built["rc-cifar10", "published", False].experiment("crops8-no-position").build()
     assert bare.classifier.encoding.positional_bound == 0 and bare.classifier.encoding.mean
     with pytest.raises(TypeError):

@@ -1,8 +1,9 @@
-"""The suites of (de)randomized smoothing (DRS): its tables of columns, rows and blocks as data."""
+"""The suites of (de)randomized smoothing (DRS): its tables of columns, rows, blocks, several of them, and samples."""
 
 import dataclasses
 from typing import Any
 
+from patchcert.recipes import size_words
 from patchcert.studies.config import StudyConfig
 from patchcert.studies.paper import PaperFigure, PaperRow, PaperTable
 from patchcert.suites.registry import Experiment, Networks, Suite, filed_as, suite
@@ -10,6 +11,14 @@ from patchcert.suites.registry import Experiment, Networks, Suite, filed_as, sui
 _SOURCE = "Levine & Feizi 2020"
 _THRESHOLDS = (0.3, 0.2, 0.4)
 _PATCH = "5x5"
+_SAMPLES = {"num_draws": 10_000, "replacement": "with", "min_confidence": 0.95}
+_SEVERAL = {
+    "columns": "two columns of width {0}",
+    "rows": "two rows of height {0}",
+    "blocks": "two blocks of {0}x{0}",
+}
+
+Size = int | tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,73 +29,74 @@ class _Paper:
     """Of the published numbers."""
     recipes: str
     """The dataset's word in names of recipes."""
-    columns_number: str
-    """Number of the table of columns."""
-    best_number: str
-    """Number of the table of structures."""
-    sizes: tuple[int, ...]
-    """Widths of columns."""
-    rows: int
-    """Height of the row band of the table of structures."""
-    block: tuple[int, float]
-    """Side of the block of the table of structures, and its threshold."""
+    numbers: dict[str, str]
+    """Number of each table, by its name."""
+    columns: tuple[int, ...]
+    """Widths of column bands; the best published one is ``best``."""
     best: int
-    """Width of the column band of the table of structures."""
+    """Width that stands for columns among the structures."""
+    rows: tuple[int, ...]
+    """Heights of row bands, the best published one first."""
+    blocks: tuple[int, ...]
+    """Sides of blocks, the best published one first."""
+    block_threshold: float
+    """Vote threshold of the best published block."""
+    several: tuple[tuple[str, int], ...] = ()
+    """(defense, pitch) of views that are two cells of a grid; one-pass networks cannot read them."""
+    sparse: tuple[int, ...] = ()
+    """Numbers of random pixels."""
     one_pass: bool
     """Whether networks that score all views in one pass stand for the paper's."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of a quick edition."""
-    published_only: tuple[tuple[str, dict[str, Any]], ...] = ()
-    """(title, fields of the published number) of further lines of the table of structures."""
 
     @property
     def quick(self) -> bool:
         """Whether this is a quick edition."""
         return bool(self.changes)
 
+    @property
+    def bands(self) -> str:
+        """Defense of column bands."""
+        return "bandnet" if self.one_pass else "column"
+
 
 @suite("drs-mnist")
 def smoothing_mnist(name: str, networks: Networks, quick: bool) -> Suite:
-    """(De)randomized smoothing on MNIST: columns by width and threshold, rows, blocks (--quick: few images, MNIST)."""
+    """(De)randomized smoothing on MNIST: Tables 2 and 5 to 9, all structures (--quick: few images of MNIST)."""
     one_pass = networks == "one-pass"
     paper = _Paper(
         dataset="mnist",
         recipes="mnist" if one_pass or quick else "mnist-published",
-        columns_number="Table 2",
-        best_number="Tables 2, 5-9",
-        sizes=(1, 2, 3, 4) if quick else tuple(range(1, 10)),
-        rows=2,
-        block=(8, 0.2),
+        numbers={"columns": "Table 2", "structures": "Tables 2, 5-9", "samples": "Table 6"},
+        columns=(1, 2, 3, 4) if quick else tuple(range(1, 10)),
         best=2,
+        rows=(2,) if quick else (2, 1, 3, 4) if one_pass else (2,),
+        blocks=(8,) if quick else (8, 6, 10) if one_pass else (8,),
+        block_threshold=0.2,
+        several=(("columns", 2), ("rows", 2), ("blocks", 4)),
+        sparse=(5, 10),
         one_pass=one_pass,
-        changes={"data": {"limit": 4000}, "training": {"epochs": 10}} if quick else {},
-        published_only=(
-            ("two blocks", {"defense": "two_blocks"}),
-            ("interval bounds (IBP)", {"defense": "ibp"}),
-            ("sparse ablation, 5 pixels", {"defense": "sparse", "size": 5}),
-            ("sparse ablation, 10 pixels", {"defense": "sparse", "size": 10}),
-        ),
+        changes={"data": {"limit": 3000}, "training": {"epochs": 8}} if quick else {},
     )
-    what = "the first 4,000 training and test images of MNIST, few epochs"
-    return _suite(paper, name, "MNIST", what)
+    return _suite(paper, name, "MNIST", "the first 3,000 training and test images of MNIST, few epochs")
 
 
 @suite("drs-cifar10")
 def smoothing_cifar10(name: str, networks: Networks, quick: bool) -> Suite:
-    """(De)randomized smoothing on CIFAR-10: columns by width and threshold, rows, blocks (--quick: on the digits)."""
+    """(De)randomized smoothing on CIFAR-10: Tables 1 and 4, columns, rows, blocks (--quick: on the bundled digits)."""
     one_pass = networks == "one-pass"
     paper = _Paper(
         dataset="cifar10",
         recipes="digits" if quick else "cifar10" if one_pass else "cifar10-published",
-        columns_number="Table 4",
-        best_number="Table 4",
-        sizes=(2, 4, 6) if quick else tuple(range(1, 12)),
-        rows=4,
-        block=(12, 0.3),
+        numbers={"columns": "Table 4", "structures": "Tables 1, 4", "samples": "Samples"},
+        columns=(2, 4, 6) if quick else tuple(range(1, 12)),
         best=4,
+        rows=(4,),
+        blocks=(12,),
+        block_threshold=0.3,
         one_pass=one_pass,
         changes={"training": {"epochs": 8}} if quick else {},
-        published_only=(("interval bounds (IBP)", {"defense": "ibp", "table": "Table 1"}),),
     )
     return _suite(paper, name, "digits" if quick else "CIFAR-10", "1,797 bundled handwritten digits, small networks")
 
@@ -96,10 +106,10 @@ def _suite(paper: _Paper, name: str, images: str, what: str) -> Suite:
     if paper.quick:
         notes.append(f"Quick edition: {what}. It shows that everything works, not how far the defense leads.")
     if paper.one_pass:
+        several = " Views of two bands or blocks, and random pixels, stand there as published." if paper.several else ""
         notes.append(
             "The networks are not the paper's: one-pass networks score all views of an image at once and train on "
-            "CPUs; --networks published trains the paper's own. A row band is read by the column network turned, a "
-            "block as a crop that wraps around the border: the same pixels, hence the same certificates."
+            f"CPUs; --networks published trains the paper's own.{several}"
         )
     return Suite(
         name=name,
@@ -107,45 +117,51 @@ def _suite(paper: _Paper, name: str, images: str, what: str) -> Suite:
         source=_SOURCE,
         headline=(
             (f"columns{paper.best}", _PATCH, f"All columns of {paper.best} pixels vote"),
-            ("blocks", _PATCH, f"All blocks of {paper.block[0]}x{paper.block[0]} pixels vote"),
+            (f"blocks{paper.blocks[0]}", _PATCH, f"All blocks of {paper.blocks[0]}x{paper.blocks[0]} pixels vote"),
         ),
         experiments=tuple(_experiments(paper)),
-        tables=(_columns(paper), _structures(paper), _top_class(paper)),
+        tables=(_columns(paper), _structures(paper), _samples(paper)),
         figures=_figures(paper),
         notes=tuple(notes),
     )
 
 
 def _experiments(paper: _Paper) -> list[Experiment]:
-    def experiment(name: str, defense: str, size: int, what: str = "", **changes: Any) -> Experiment:
-        recipe = f"{defense}{size}-{paper.recipes}"
+    patches = (_PATCH, "1x1", "2x2", "3x3", "4x4", "6x6", "7x7")
+
+    def experiment(name: str, defense: str, size: Size, **study: Any) -> Experiment:
+        recipe = f"{defense}{size_words(size)}-{paper.recipes}"
         return Experiment(
             name=name,
             recipe=recipe,
-            study=StudyConfig(
-                patches=(_PATCH, "1x1", "2x2", "3x3", "4x4", "6x6", "7x7"),
-                headline_patch=_PATCH,
-                vote_thresholds=_THRESHOLDS,
-                score_margins=False,
-            ),
-            filed_as=filed_as(recipe, what, quick=paper.quick),
-            changes=paper.changes | changes,
+            study=StudyConfig(patches=patches, headline_patch=_PATCH, **study),
+            filed_as=filed_as(recipe, quick=paper.quick),
+            changes=paper.changes,
         )
 
-    bands = "bandnet" if paper.one_pass else "column"
-    experiments = [experiment(f"columns{size}", bands, size) for size in paper.sizes]
-    if paper.one_pass:
-        experiments.append(experiment("rows", bands, paper.rows, "rows", views={"axis": "row"}))
-        experiments.append(experiment("blocks", "cropnet", paper.block[0], "wrap", views={"domain": "wrap"}))
-    else:
-        experiments.append(experiment("rows", "row", paper.rows))
-        experiments.append(experiment("blocks", "block", paper.block[0]))
+    by_score: dict[str, Any] = {"vote_thresholds": _THRESHOLDS, "score_margins": False}
+    drawn = {"certificates": ("counting", "placement", "sampled")}
+    rows, blocks = ("bandnetrow", "blocknet") if paper.one_pass else ("row", "block")
+    experiments = [experiment(f"columns{size}", paper.bands, size, **by_score, **drawn) for size in paper.columns]
+    experiments += [experiment(f"rows{size}", rows, size, **by_score) for size in paper.rows]
+    experiments += [experiment(f"blocks{size}", blocks, size, **by_score) for size in paper.blocks]
+    if not paper.one_pass and not paper.quick:
+        experiments += [experiment(f"two-{kind}", kind, (pitch, 2), **by_score) for kind, pitch in paper.several]
+        experiments += [
+            experiment(f"sparse{pixels}", "sparse", pixels, certificates=("sampled",)) for pixels in paper.sparse
+        ]
     return experiments
 
 
-def _table(paper: _Paper, name: str, number: str, **values: Any) -> PaperTable:
-    metrics = ("certified", "clean")
-    return PaperTable(name=name, number=number, source=_SOURCE, dataset=paper.dataset, metrics=metrics, **values)
+def _table(paper: _Paper, name: str, **values: Any) -> PaperTable:
+    return PaperTable(
+        name=name,
+        number=paper.numbers[name],
+        source=_SOURCE,
+        dataset=paper.dataset,
+        metrics=("certified", "clean"),
+        **values,
+    )
 
 
 def _line(labels: tuple[str, ...], experiment: str, threshold: float | None, family: str, size: int) -> PaperRow:
@@ -172,54 +188,73 @@ def _columns(paper: _Paper) -> PaperTable:
     return _table(
         paper,
         "columns",
-        paper.columns_number,
         title=f"column bands by width and vote threshold, {_PATCH} patch",
         row_names=("width", "threshold"),
         rows=tuple(
             _line((str(size), f"{threshold:g}"), f"columns{size}", threshold, "column", size)
-            for size in paper.sizes
+            for size in paper.columns
             for threshold in sorted(_THRESHOLDS)
         ),
     )
 
 
 def _structures(paper: _Paper) -> PaperTable:
-    side, threshold = paper.block
-    found = (
-        (f"columns of width {paper.best}", f"columns{paper.best}", _THRESHOLDS[0], "column", paper.best),
-        (f"rows of height {paper.rows}", "rows", _THRESHOLDS[0], "row", paper.rows),
-        (f"blocks of {side}x{side}", "blocks", threshold, "block", side),
-    )
     rows: list[PaperRow] = []
-    for title, experiment, at, family, size in found:
-        rows.append(_line((title, f"{at:g}"), experiment, at, family, size))
-        rows.append(_placed((title, f"{at:g}"), experiment, at))
-    rows += [PaperRow(labels=(title, "–"), published=where) for title, where in paper.published_only]
+
+    def lines(title: str, experiment: str, threshold: float, family: str, size: int) -> None:
+        labels = (title, f"{threshold:g}")
+        rows.append(_line(labels, experiment, threshold, family, size))
+        rows.append(_placed(labels, experiment, threshold))
+
+    lines(f"columns of width {paper.best}", f"columns{paper.best}", _THRESHOLDS[0], "column", paper.best)
+    for size in paper.rows:
+        lines(f"rows of height {size}", f"rows{size}", _THRESHOLDS[0], "row", size)
+    for size in paper.blocks:
+        lines(f"blocks of {size}x{size}", f"blocks{size}", paper.block_threshold, "block", size)
+    measured = not paper.one_pass and not paper.quick
+    for kind, pitch in paper.several:
+        title, threshold = _SEVERAL[kind].format(pitch), _THRESHOLDS[0]
+        if measured:
+            lines(title, f"two-{kind}", threshold, f"two_{kind}", pitch)
+    if paper.several:
+        rows.append(PaperRow(labels=("two blocks, best of its table", "–"), published={"defense": "two_blocks"}))
+    for pixels in paper.sparse:
+        question = {"experiment": f"sparse{pixels}", "certificate": "sampled", "patches": (_PATCH,), **_SAMPLES}
+        where = {"defense": "sparse", "size": pixels}
+        asked = question if measured else {}
+        rows.append(PaperRow(labels=(f"{pixels} random pixels, sampled", "–"), published=where, **asked))
+    rows.append(PaperRow(labels=("interval bounds (IBP)", "–"), published={"defense": "ibp"}))
     return _table(
         paper,
         "structures",
-        paper.best_number,
-        title=f"structures at their best published setting, {_PATCH} patch",
+        title=f"structures of views, {_PATCH} patch",
         row_names=("structure", "threshold"),
         rows=tuple(rows),
         note="Placement certifies the same votes as counting and is never weaker; the paper did not have it.",
     )
 
 
-def _top_class(paper: _Paper) -> PaperTable:
-    rows = [
-        _line((str(size), "all columns, top class"), f"columns{size}", None, "column", size) for size in paper.sizes
-    ]
-    if paper.dataset == "mnist":
-        where = {"defense": "column", "size": 6, "certificate": "sampled"}
-        rows.append(PaperRow(labels=("6", "sampled columns, top class"), published=where))
+def _samples(paper: _Paper) -> PaperTable:
+    rows: list[PaperRow] = []
+    for size in paper.columns:
+        rows.append(_line((str(size), "all columns"), f"columns{size}", None, "column", size))
+        rows.append(
+            PaperRow(
+                labels=(str(size), "sampled columns"),
+                experiment=f"columns{size}",
+                certificate="sampled",
+                patches=(_PATCH,),
+                published={"defense": "column", "size": size, "certificate": "sampled"},
+                **_SAMPLES,
+            )
+        )
     return _table(
         paper,
-        "top_class",
-        "Table 6" if paper.dataset == "mnist" else "Top-class votes",
-        title=f"deterministic and randomized columns, {_PATCH} patch",
+        "samples",
+        title=f"deterministic and randomized columns by width, top-class votes, {_PATCH} patch",
         row_names=("width", "votes"),
         rows=tuple(rows),
+        note="Sampled: 1,000 samples choose the class, 10,000 bound its share from below at 95 % confidence.",
     )
 
 
@@ -229,7 +264,7 @@ def _figures(paper: _Paper) -> tuple[PaperFigure, ...]:
     return (
         PaperFigure(
             name="columns_reported",
-            number=paper.columns_number,
+            number=paper.numbers["columns"],
             caption=(
                 f"Certified accuracy against a {_PATCH} patch and clean accuracy by width of the column band, vote "
                 f"threshold {threshold}: measured, with 95 % intervals, and as published."
@@ -240,9 +275,18 @@ def _figures(paper: _Paper) -> tuple[PaperFigure, ...]:
         ),
         PaperFigure(
             name="columns_thresholds",
-            number=paper.columns_number,
+            number=paper.numbers["columns"],
             caption=f"Certified accuracy against a {_PATCH} patch by width of the column band for each vote threshold.",
             metrics=("certified",),
             **x,
+        ),
+        PaperFigure(
+            name="samples",
+            number=paper.numbers["samples"],
+            table="samples",
+            caption=f"Certified accuracy against a {_PATCH} patch, top-class votes: all columns counted, and samples.",
+            x="width",
+            x_label="width of the column band (pixels)",
+            metrics=("certified",),
         ),
     )

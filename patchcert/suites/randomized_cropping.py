@@ -260,8 +260,7 @@ def _table_1(paper: _Paper, *, shapes: bool) -> PaperTable:
                 labels=("crops, all of them, every shape of Table 4",), **paper.sound(patches=worst, worst="union")
             )
         )
-    if paper.columns:
-        rows += _compared(paper, lambda title: (title,), {}, patches=(paper.patch,))
+    rows += _compared(paper, lambda title: (title,), {}, patches=(paper.patch,))
     return _table(
         paper,
         "table_1",

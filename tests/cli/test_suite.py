@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import CommandLine
 
-SUITE = ("study", "drs-cifar10", "--quick", "--only", "columns4", "rows")
+SUITE = ("study", "drs-cifar10", "--quick", "--only", "columns4", "rows4")
 SMALL = (
     "--data.limit", "60", "--data.validation-size", "20", "--classifier.width", "0.1", "--training.epochs", "1",
     "--resources.images-per-part", "30",
@@ -63,7 +63,11 @@ def test_repeat_keeps_what_was_there_and_ends_with_tables_report_and_link(killed
     assert folder.name.startswith("drs-cifar10-")
     assert "of 60 images" in (folder / "report.html").read_text()
     summary = json.loads((folder / "suite.json").read_text())
-    assert set(summary["studies"]) == {"columns4", "rows"} and summary["left_out"] == ["columns2", "columns6", "blocks"]
+    assert set(summary["studies"]) == {"columns4", "rows4"} and summary["left_out"] == [
+        "columns2",
+        "columns6",
+        "blocks12",
+    ]
     columns = pd.read_csv(folder / "tables" / "columns.csv").set_index(["width", "threshold"])
     assert columns.loc[(4, 0.3), "certified_reported"] == 0.5783
     assert columns.loc[(4, 0.3)].notna()["certified_measured"] and columns.loc[(2, 0.3)].isna()["certified_measured"]
@@ -88,13 +92,13 @@ def test_failing_experiment_stops_no_other_and_a_missing_tracker_warns_once(kill
     shutil.copytree(killed_and_repeated.folder / "work", tmp_path / "work")
     shutil.rmtree(tmp_path / "work" / "suites")
     for kind in ("votes", "studies"):
-        for folder in (tmp_path / "work" / kind).glob("bandnet4-digits-rows-*"):
+        for folder in (tmp_path / "work" / kind).glob("bandnetrow4-digits-quick*"):
             shutil.rmtree(folder)
-    (weights,) = (tmp_path / "work" / "models").glob("bandnet4-digits-rows-*/*/*.safetensors")
+    (weights,) = (tmp_path / "work" / "models").glob("bandnetrow4-digits-quick*/*/*.safetensors")
     weights.write_bytes(b"no weights")
     environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     out, err = command(*SUITE, *SMALL, code=2, env=environment)
-    assert "StudyError: drs-cifar10: 1 of 2 experiments were not measured.\n  rows: " in err
+    assert "StudyError: drs-cifar10: 1 of 2 experiments were not measured.\n  rows4: " in err
     assert err.count("warning:") == 1 and "Publish the studies when the tracker is back:  patchcert publish" in err
     assert "columns of width 4" in out
     (folder,) = (tmp_path / "work" / "suites").iterdir()
@@ -105,7 +109,7 @@ def test_failing_experiment_stops_no_other_and_a_missing_tracker_warns_once(kill
 
 def test_show_and_list_name_suites_and_what_is_there(killed_and_repeated):
     out, err = killed_and_repeated("show", *SUITE[1:], *SMALL)
-    assert "bandnet4-digits-rows-quick" in out and "a model, votes, a study" in " ".join(out.split())
+    assert "bandnetrow4-digits-quick" in out and "a model, votes, a study" in " ".join(out.split())
     (folder,) = (killed_and_repeated.folder / "work" / "suites").iterdir()
     assert folder.name in err and "Run it:  patchcert study drs-cifar10 --quick --only" in err
     assert "rc-imagenet" in killed_and_repeated("list")[0]
@@ -114,4 +118,4 @@ def test_show_and_list_name_suites_and_what_is_there(killed_and_repeated):
 def test_mistakes_are_named(patchcert):
     assert "Did you mean drs-mnist" in patchcert.fails("study", "drs-mnst")
     assert "no experiment 'column4'" in patchcert.fails("study", "drs-cifar10", "--quick", "--only", "column4")
-    assert "columns4, columns6, rows, blocks" in patchcert.fails("show", "drs-cifar10", "--quick", "--only", "x")
+    assert "columns4, columns6, rows4, blocks12" in patchcert.fails("show", "drs-cifar10", "--quick", "--only", "x")
