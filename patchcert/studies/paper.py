@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from patchcert.errors import StudyError
 
-Metric = Literal["certified", "clean", "milliseconds"]
+Metric = Literal[
+    "certified", "clean", "milliseconds", "n_2to1_interval", "n_2to1_variance", "p_c_interval", "p_c_variance"
+]
+SCATTER = {
+    "n_2to1_interval": "flip_votes_interval",
+    "n_2to1_variance": "flip_votes_variance",
+    "p_c_interval": "confidence_interval",
+    "p_c_variance": "confidence_variance",
+}
+"""Metrics of repeated draws, and the columns of a variance study's summary that hold them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

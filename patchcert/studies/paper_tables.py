@@ -13,7 +13,7 @@ from patchcert.certificates import wilson_interval
 from patchcert.errors import StudyError
 from patchcert.geometry import Patch, view_set_from_identity
 from patchcert.studies.config import StudyConfig
-from patchcert.studies.paper import Metric, PaperRow, PaperTable
+from patchcert.studies.paper import SCATTER, Metric, PaperRow, PaperTable
 from patchcert.studies.published import Published, published_numbers
 from patchcert.studies.questions import Question, questions
 from patchcert.studies.results import StudyResult
@@ -29,7 +29,7 @@ class Comparison:
     """One number of a paper and ours.
 
     Attributes:
-        metric: "certified" or "clean" (accuracies in [0, 1]), or "milliseconds" (an image).
+        metric: "certified" or "clean" (accuracies in [0, 1]), "milliseconds" (an image), or one of ``SCATTER``.
         reported: as published, or None.
         measured: ours, or None.
         low: lower end of the 95 % Wilson interval of ours; None without one.
@@ -153,7 +153,10 @@ def answers_line(question: Question, row: PaperRow, patch: Patch) -> bool:
 
 
 def fill_tables(
-    tables: Sequence[PaperTable], results: Mapping[str, StudyResult], missing: Mapping[str, str]
+    tables: Sequence[PaperTable],
+    results: Mapping[str, StudyResult],
+    missing: Mapping[str, str],
+    scatters: Mapping[str, pd.DataFrame] | None = None,
 ) -> list[FilledTable]:
     """Finds the numbers of all lines.
 
@@ -161,13 +164,14 @@ def fill_tables(
         tables: what papers show.
         results: studies by name of the experiment.
         missing: experiments without a study, and why.
+        scatters: summaries of variance studies by name of the experiment, for metrics of ``SCATTER``.
 
     Raises:
         StudyError: a study did not ask what a line needs, or a line names no experiment of the suite.
     """
     answers = {name: Answers(result) for name, result in results.items()}
     return [
-        FilledTable(table=table, rows=tuple(_fill(row, table, answers, missing) for row in table.rows))
+        FilledTable(table=table, rows=tuple(_fill(row, table, answers, missing, scatters or {}) for row in table.rows))
         for table in tables
     ]
 
@@ -204,7 +208,13 @@ def _stands_in(words: str) -> set[int]:
     return {number for first, last in spans for number in range(first, last + 1)}
 
 
-def _fill(row: PaperRow, table: PaperTable, answers: Mapping[str, Answers], missing: Mapping[str, str]) -> FilledRow:
+def _fill(
+    row: PaperRow,
+    table: PaperTable,
+    answers: Mapping[str, Answers],
+    missing: Mapping[str, str],
+    scatters: Mapping[str, pd.DataFrame],
+) -> FilledRow:
     published = {metric: published_number(table, row, metric) for metric in table.metrics}
     reported = {metric: None if number is None else number.value for metric, number in published.items()}
     notes = [number.note for number in published.values() if number is not None]
@@ -232,8 +242,10 @@ def _fill(row: PaperRow, table: PaperTable, answers: Mapping[str, Answers], miss
         survivors = int(np.logical_and.reduce([study.certified_N(question) for question, _ in found]).sum())
         low, high = wilson_interval(survivors, subject.evaluated)
         certified = (survivors / subject.evaluated, float(low), float(high))
-    milliseconds = _milliseconds(study.result, weakest)
-    measured = {"clean": clean, "certified": certified, "milliseconds": (milliseconds, None, None)}
+    measured: dict[Metric, tuple[float | None, float | None, float | None]] = {"clean": clean, "certified": certified}
+    measured["milliseconds"] = (_milliseconds(study.result, weakest), None, None)
+    for metric in SCATTER.keys() & set(table.metrics):
+        measured[metric] = (_scatter(scatters.get(row.experiment), weakest, metric), None, None)
     comparable = subject.split == "test" and subject.dataset.removesuffix("-jpeg") == table.dataset
     possible = all(bool(answer["feasible"]) for _, answer in found)
     return FilledRow(
@@ -284,6 +296,15 @@ def _milliseconds(result: StudyResult, answer: pd.Series) -> float | None:
     return 1000 * share * float(seconds) / voting["images"]
 
 
+def _scatter(summary: pd.DataFrame | None, answer: pd.Series, metric: Metric) -> float | None:
+    """A figure of repeated draws at the same question as an answer; None where nobody repeated it."""
+    if summary is None:
+        return None
+    same = ("certificate", "patch", "draws", "num_draws", "min_confidence")
+    rows = summary[(summary[list(same)] == answer[list(same)]).all(axis=1)]
+    return None if rows.empty else float(rows.iloc[0][SCATTER[metric]])
+
+
 def _study_config(values: Mapping[str, Any]) -> StudyConfig:
     """The settings that a study's identity holds, which went through JSON."""
     try:
@@ -302,9 +323,11 @@ def _join(notes: Sequence[str]) -> str:
 
 
 def number_words(number: Comparison) -> tuple[str, str, str]:
-    """Reported, measured and difference of a number as text: percent with one decimal, or milliseconds."""
+    """Reported, measured and difference of a number as text: accuracies in percent, scatter in 1e-2, milliseconds."""
     if number.metric not in _ACCURACIES:
-        reported, measured = ("–" if value is None else f"{value:.3g}" for value in (number.reported, number.measured))
+        scale = 100 if number.metric in SCATTER else 1
+        values = (number.reported, number.measured)
+        reported, measured = ("–" if value is None else f"{scale * value:.3g}" for value in values)
         return reported, measured, "–"
     reported = "–" if number.reported is None else f"{100 * number.reported:.4g}"
     measured = "–" if number.measured is None else f"{100 * number.measured:.1f}"

@@ -12,6 +12,10 @@ METRIC_TITLES: dict[Metric, str] = {
     "certified": "certified accuracy (%)",
     "clean": "clean accuracy (%)",
     "milliseconds": "ms an image",
+    "n_2to1_interval": "n_2to1 / n, interval (1e-2)",
+    "n_2to1_variance": "n_2to1 / n, variance (1e-2)",
+    "p_c_interval": "p_c, interval (1e-2)",
+    "p_c_variance": "p_c, variance (1e-2)",
 }
 """What the columns of a metric hold."""
 

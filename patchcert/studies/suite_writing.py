@@ -111,6 +111,7 @@ def _context(suite: SuiteReport, filled: Sequence[FilledTable]) -> dict[str, Any
             {"experiment": name, "defense": result.subject.defense, "facts": provenance(result)}
             for name, result in suite.results.items()
         ],
+        "costs": [_cost(name, result) for name, result in suite.results.items()],
     }
 
 
@@ -157,6 +158,24 @@ def _table(table: FilledTable) -> dict[str, Any]:
         "groups": [(METRIC_TITLES[metric], titles) for metric, titles in columns(table)],
         "rows": rows,
         "notes": notes,
+    }
+
+
+def _cost(experiment: str, result: StudyResult) -> dict[str, str]:
+    """What an experiment took: one pass of the model, and the answers that were read off its votes."""
+
+    def seconds(values: Mapping[str, Any], name: str) -> str:
+        return f"{values[name]:.1f}" if name in values else "–"
+
+    return {
+        "experiment": experiment,
+        "defense": result.subject.defense,
+        "images": f"{result.subject.evaluated:,}",
+        "views": f"{result.answers['num_views'].iloc[0]:,}",
+        "scoring": seconds(result.run.get("voting") or {}, "seconds"),
+        "questions": str(len(result.answers)),
+        "answering": seconds(result.run, "study_seconds"),
+        "result_id": result.result_id,
     }
 
 
