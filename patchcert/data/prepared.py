@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,21 +163,47 @@ class PreparedDataset:
         Raises:
             DatasetError: the range leaves the dataset, or a shard is damaged.
         """
+        self._check_range(start, stop)
+        images_NHWC = np.empty((stop - start, *self.image_size, self.num_channels), np.uint8)
+        labels_N = np.empty(stop - start, np.int64)
+        names: list[str] = []
+        for rows, table in self._filled(start, images_NHWC, labels_N, ["image_id"]):
+            names[rows] = table.column("image_id").to_pylist()
+        return ImageBatch(image_ids=np.array(names, dtype=str), images_NHWC=images_NHWC, labels_N=labels_N)
+
+    def fill(self, start: int, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
+        """Read rows from ``start`` on into arrays that are there already: nothing is copied twice.
+
+        Args:
+            start: first row.
+            images_NHWC: uint8, shape (num_images, height, width, num_channels), written to; as many rows are read.
+            labels_N: int64, shape (num_images,), written to.
+
+        Raises:
+            DatasetError: the range leaves the dataset, or a shard is damaged.
+        """
+        self._check_range(start, start + len(labels_N))
+        for _ in self._filled(start, images_NHWC, labels_N, []):
+            pass
+
+    def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.num_rows:
             raise DatasetError(
                 f"rows {start} to {stop} of {self.folder} were asked for, but it has {self.num_rows}\n"
                 "  Ask for 0 <= start <= stop <= num_rows."
             )
-        num_rows = stop - start
-        images_NHWC = np.empty((num_rows, *self.image_size, self.num_channels), np.uint8)
-        labels_N = np.empty(num_rows, np.int64)
-        names: list[str] = []
-        for table in self._tables(start, stop, ["image_id", "image", "label"]):
-            rows = slice(len(names), len(names) + table.num_rows)
+
+    def _filled(
+        self, start: int, images_NHWC: np.ndarray, labels_N: np.ndarray, columns: list[str]
+    ) -> Iterator[tuple[slice, pa.Table]]:
+        """Fill the arrays table by table; yields which of their rows each table filled."""
+        row = 0
+        for table in self._tables(start, start + len(labels_N), ["image", "label", *columns]):
+            rows = slice(row, row + table.num_rows)
             self._fill(images_NHWC[rows], table.column("image"))
             labels_N[rows] = table.column("label").to_numpy()
-            names += table.column("image_id").to_pylist()
-        return ImageBatch(image_ids=np.array(names, dtype=str), images_NHWC=images_NHWC, labels_N=labels_N)
+            yield rows, table
+            row = rows.stop
 
     def read_all(self) -> ImageBatch:
         """Read every image into memory.
@@ -229,7 +255,8 @@ class PreparedDataset:
                         raise _damaged(self.folder, f"{shard.file} holds other rows than {DATASET_FILE} lists")
                     for group in range(low // self.rows_per_group, (high - 1) // self.rows_per_group + 1):
                         base = group * self.rows_per_group
-                        table = parquet.read_row_group(group, columns=columns)
+                        # One column holds nearly all bytes: threads would only pass it around.
+                        table = parquet.read_row_group(group, columns=columns, use_threads=False)
                         first = max(low - base, 0)
                         yield table.slice(first, min(high - base, table.num_rows) - first)
             except (pa.ArrowException, OSError) as error:

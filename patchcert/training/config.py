@@ -52,7 +52,7 @@ class TrainingConfig:
     split: Literal["train", "trainval"] = "train"
     """Images to learn from. trainval adds the held-out images: only when no choice depends on them."""
     memory_gib: float = 4.0
-    """Datasets up to this size are held in each worker's memory; larger ones are streamed from their shards."""
+    """Datasets up to this size are held in each worker's memory; larger ones are streamed, this much at a time."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     seed: int = 0

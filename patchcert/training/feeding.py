@@ -1,7 +1,9 @@
 """A prepared split in, shuffled batches of uint8 images out; the order is a function of (seed, epoch, rank) alone."""
 
+import collections
 import concurrent.futures
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,8 +12,10 @@ import torch
 from patchcert.errors import TrainingError
 from patchcert.training.config import TrainingConfig
 
-_ROWS_PER_RANGE = 500
-_RANGES_PER_WINDOW = 8
+_MOST_ROWS_PER_RANGE = 500
+_LEAST_ROWS_PER_WINDOW = 4_000
+_READERS = 4
+_BATCHES_AHEAD = 2
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -22,7 +26,7 @@ class Feed(Protocol):
     steps_per_epoch: int
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yields ``steps_per_epoch`` batches (uint8 (B, C, H, W), int64 (B,)) on the CPU."""
+        """Yields ``steps_per_epoch`` batches (uint8 (B, C, H, W) in any memory layout, int64 (B,)) on the CPU."""
 
 
 def open_feed(dataset: Any, config: TrainingConfig, *, rank: int = 0, world_size: int = 1) -> Feed:
@@ -71,8 +75,10 @@ class MemoryFeed:
 class StreamFeed:
     """Reads ranges of rows in a shuffled order, a window of ranges at a time, and shuffles within the window.
 
-    Every worker takes an equal share of the shuffled ranges laid end to end, so that some are cut at its borders. A
-    thread reads the next window while this one is used, and waits then: at most two windows are in memory.
+    A range is a row group where those are small, so that nothing is read twice; the more and smaller ranges a window
+    has, the more classes meet in a batch although the shards may be sorted by class. Every worker takes an equal share
+    of the shuffled ranges laid end to end, so that some are cut at its borders. Threads read the next window while this
+    one is used, and wait then: at most two windows are in memory. Another one puts the next batches together.
     """
 
     def __init__(self, dataset: Any, config: TrainingConfig, *, rank: int, world_size: int) -> None:
@@ -80,32 +86,56 @@ class StreamFeed:
         self._dataset, self._seed, self._rank = dataset, config.seed, rank
         self._batch = config.batch_size // world_size
         self._share = dataset.num_rows // world_size
-        self._ranges_U2 = np.array(dataset.parts(_ROWS_PER_RANGE))
+        rows_per_range = min(dataset.rows_per_group, _MOST_ROWS_PER_RANGE)
+        self._ranges_U2 = np.array(dataset.parts(rows_per_range))
+        image_bytes = dataset.num_channels * dataset.image_size[0] * dataset.image_size[1]
+        rows_per_window = max(_LEAST_ROWS_PER_WINDOW, int(config.memory_gib * 2**30 / 2 / image_bytes))
+        self._ranges_per_window = max(1, rows_per_window // rows_per_range)
+        self._pin = torch.cuda.is_available()
         self.steps_per_epoch = self._share // self._batch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """See ``Feed``."""
+        batches = self._batches(epoch)
+        maker = concurrent.futures.ThreadPoolExecutor(1)
+        # The threads end with the block, whether the epoch is used up, left early or fails.
+        with contextlib.closing(batches):
+            try:
+                ahead = collections.deque(maker.submit(next, batches, None) for _ in range(_BATCHES_AHEAD))
+                while (batch := ahead.popleft().result()) is not None:
+                    ahead.append(maker.submit(next, batches, None))
+                    yield batch
+            finally:
+                maker.shutdown(cancel_futures=True)
+
+    def _batches(self, epoch: int) -> Generator[Batch, None, None]:
         ranges_U2 = self._my_ranges(epoch)
-        windows = [
-            ranges_U2[first : first + _RANGES_PER_WINDOW] for first in range(0, len(ranges_U2), _RANGES_PER_WINDOW)
-        ]
+        size = self._ranges_per_window
+        windows = [ranges_U2[first : first + size] for first in range(0, len(ranges_U2), size)]
         order_rng = np.random.default_rng([self._seed, epoch, self._rank])
-        images_left, labels_left = self._read(ranges_U2[:0], 0)
-        # The reader ends with the block, whether the epoch is used up, left early or fails.
-        with concurrent.futures.ThreadPoolExecutor(1) as reader:
-            upcoming = reader.submit(self._read, windows[0], 0)
-            for following in [*windows[1:], None]:
+        # New memory costs more than what is read into it, so windows take turns in two buffers.
+        rows_per_window = max(int((window_U2[:, 1] - window_U2[:, 0]).sum()) for window_U2 in windows)
+        buffers = [self._empty(rows_per_window + self._batch) for _ in windows[:2]]
+        images_left, labels_left = self._empty(0)
+        with (
+            concurrent.futures.ThreadPoolExecutor(_READERS) as readers,
+            concurrent.futures.ThreadPoolExecutor(1) as window_reader,
+        ):
+            upcoming = window_reader.submit(self._read, windows[0], 0, buffers[0], readers)
+            for index, following in enumerate([*windows[1:], None], start=1):
                 images, labels = upcoming.result()
                 # Fewer rows than a batch are left of each window; the next one was read with room for them in front.
                 images[: len(images_left)], labels[: len(labels_left)] = images_left, labels_left
                 num_left = len(labels) % self._batch
                 if following is not None:
-                    upcoming = reader.submit(self._read, following, num_left)
-                order = order_rng.permutation(len(labels))
+                    upcoming = window_reader.submit(self._read, following, num_left, buffers[index % 2], readers)
+                order = torch.from_numpy(order_rng.permutation(len(labels)))
                 for start in range(0, len(labels) - num_left, self._batch):
                     rows = order[start : start + self._batch]
-                    batch = np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))
-                    yield torch.from_numpy(batch), torch.from_numpy(labels[rows])
+                    batch = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, pin_memory=self._pin)
+                    torch.index_select(images, 0, rows, out=batch)
+                    # Channels stay last in memory: turning them here would cost more than all the rest.
+                    yield batch.permute(0, 3, 1, 2), labels[rows]
                 left = order[len(order) - num_left :]
                 images_left, labels_left = images[left], labels[left]
 
@@ -118,14 +148,19 @@ class StreamFeed:
         mine = np.stack([starts + np.clip(border - passed, 0, lengths) for border in share], axis=1)
         return mine[mine[:, 0] < mine[:, 1]]
 
-    def _read(self, ranges_U2: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of ranges of rows, behind ``room`` rows that the caller fills."""
-        num_rows = room + sum(stop - start for start, stop in ranges_U2.tolist())
-        images = np.empty((num_rows, *self._dataset.image_size, self._dataset.num_channels), np.uint8)
-        labels = np.empty(num_rows, np.int64)
-        row = room
-        for start, stop in ranges_U2.tolist():
-            part = self._dataset.read(start, stop)
-            images[row : row + stop - start], labels[row : row + stop - start] = part.images_NHWC, part.labels_N
-            row += stop - start
+    def _read(self, ranges_U2: np.ndarray, room: int, buffer: Batch, readers: concurrent.futures.Executor) -> Batch:
+        """Images (N, H, W, C) and labels of ranges of rows, behind ``room`` rows for the caller; in the buffer."""
+        lengths_U = ranges_U2[:, 1] - ranges_U2[:, 0]
+        ends_U = room + np.cumsum(lengths_U)
+        images, labels = (values[: int(ends_U[-1])] for values in buffer)
+
+        def read_range(start: int, first: int, end: int) -> None:
+            self._dataset.fill(start, images.numpy()[first:end], labels.numpy()[first:end])
+
+        for _ in readers.map(read_range, ranges_U2[:, 0].tolist(), (ends_U - lengths_U).tolist(), ends_U.tolist()):
+            pass
         return images, labels
+
+    def _empty(self, num_rows: int) -> Batch:
+        shape = (num_rows, *self._dataset.image_size, self._dataset.num_channels)
+        return torch.empty(shape, dtype=torch.uint8), torch.empty(num_rows, dtype=torch.int64)

@@ -115,7 +115,7 @@ class Trainer:
         progress: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config, device = self.config, self.device
-        images_BCHW = images_BCHW.to(device, non_blocking=True)
+        images_BCHW = images_BCHW.to(device, non_blocking=True).contiguous()
         labels_B = labels_B.to(device, non_blocking=True)
         images_BCHW = augment(images_BCHW, config, generator)
         views_Bn = None

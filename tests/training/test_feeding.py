@@ -128,14 +128,15 @@ class _Watched:
     """A prepared dataset that counts the rows read from it."""
 
     def __init__(self, dataset):
-        self._dataset, self.num_read = dataset, 0
+        self._dataset, self.num_read, self._lock = dataset, 0, threading.Lock()
 
     def __getattr__(self, name):
         return getattr(self._dataset, name)
 
-    def read(self, start, stop):
-        self.num_read += stop - start
-        return self._dataset.read(start, stop)
+    def fill(self, start, images_NHWC, labels_N):
+        with self._lock:
+            self.num_read += len(labels_N)
+        self._dataset.fill(start, images_NHWC, labels_N)
 
 
 class TestReader:
@@ -160,12 +161,13 @@ class TestReader:
 
     def test_is_at_most_one_window_ahead(self, numbered_images):
         watched = _Watched(numbered_images)
-        feed = StreamFeed(watched, TrainingConfig(batch_size=100), rank=0, world_size=1)
+        feed = StreamFeed(watched, TrainingConfig(batch_size=100, **STREAMED), rank=0, world_size=1)
         assert watched.num_read == 0
         for step, _ in enumerate(feed.epoch(0)):
             if step < 2:
                 time.sleep(0.2)  # It could read more now, if it did not wait.
-            assert watched.num_read <= step * 100 + 2 * ROWS_PER_WINDOW
+            # Two more batches are put together while this one is used.
+            assert watched.num_read <= (step + 2) * 100 + 2 * ROWS_PER_WINDOW
         assert watched.num_read == NUM_ROWS
 
     def test_hands_over_its_errors(self, numbered_images):
