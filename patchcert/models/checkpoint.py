@@ -1,5 +1,6 @@
-"""A base classifier in, a folder of weights.safetensors + config.json out, and back; nothing in it is ever executed."""
+"""A base classifier in, a folder of config.json and the weights that it names out, and back; nothing is executed."""
 
+import contextlib
 import hashlib
 import json
 from typing import Any
@@ -16,16 +17,19 @@ from patchcert.models.config import ClassifierConfig
 from patchcert.models.networks import custom_code_digest
 
 _FORMAT = 1
-_WEIGHTS, _CONFIG = "weights.safetensors", "config.json"
+_CONFIG = "config.json"
+# Checkpoints that do not name their weights were written when there was one name for all.
+_UNNAMED_WEIGHTS = "weights.safetensors"
+_NOT_COMPUTING = ("digest", "provenance", "weights")
 _KEYS = {"classifier", "views", "image_channels", "num_classes", "network_code", "digest"}
 
 
 def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict[str, Any]) -> str:
-    """Writes a checkpoint; it becomes one only when its last file is there.
+    """Writes a checkpoint: the weights under a name of their own, then config.json, which names them.
 
     Args:
         classifier: what to save.
-        folder: where to; a checkpoint that is there is replaced.
+        folder: where to; a checkpoint that is there is replaced in one step, and stays valid up to then.
         provenance: JSON-able facts that do not change what the model computes (recipe, dataset, loss, time ...).
 
     Returns:
@@ -45,10 +49,15 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
     }
     config["digest"] = _digest(config, weights)
     config["provenance"] = provenance
-    # config.json comes last: a folder without it is no checkpoint.
-    folder.remove(_CONFIG)
-    folder.write(_WEIGHTS, weights)
+    config["weights"] = f"weights-{hashlib.sha256(weights).hexdigest()[:12]}.safetensors"
+    folder.remove_stale_temporaries()
+    folder.write(config["weights"], weights)
     folder.write(_CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
+    for name in folder.files():
+        if name.startswith("weights") and name.endswith(".safetensors") and name != config["weights"]:
+            # Weights of the checkpoint before, or of a save that was killed: they cost space, nothing else.
+            with contextlib.suppress(OSError):
+                folder.remove(name)
     return str(config["digest"])
 
 
@@ -102,10 +111,13 @@ def load_checkpoint(
         CheckpointError: missing, damaged, or made for another network, encoding, view set or class count.
     """
     config = read_checkpoint_config(folder)
+    weights_name = str(config.get("weights", _UNNAMED_WEIGHTS))
     try:
-        raw = folder.read(_WEIGHTS)
-    except OSError as error:
-        raise CheckpointError(f"{folder}/{_WEIGHTS} cannot be read: {error}.\n  Restore it or train again.") from None
+        raw = folder.read(weights_name)
+    except (OSError, PatchcertError) as error:
+        raise CheckpointError(
+            f"{folder}/{weights_name} cannot be read: {error}.\n  Restore it or train again."
+        ) from None
     if _digest(config, raw) != config["digest"]:
         raise CheckpointError(
             f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
@@ -156,7 +168,7 @@ def load_checkpoint(
 
 def _digest(config: dict[str, Any], weights: bytes) -> str:
     """sha256 over all that changes what the model computes: weights, network, encoding, views, classes."""
-    computes = {key: value for key, value in config.items() if key not in ("digest", "provenance")}
+    computes = {key: value for key, value in config.items() if key not in _NOT_COMPUTING}
     canonical = json.dumps(computes, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(canonical + b"\0" + weights).hexdigest()
 

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,15 +47,20 @@ def path_of(folder, name):
     return Path(folder.path(name))
 
 
+def weights_of(folder):
+    """Name of the file that holds the weights."""
+    return read_checkpoint_config(folder)["weights"]
+
+
 def forge(folder, *, weights=None, **changes):
     """What somebody writes who knows the format: a checkpoint with a matching digest."""
     config = json.loads(folder.read("config.json"))
     config |= changes
-    weights = folder.read("weights.safetensors") if weights is None else weights
-    computes = {key: value for key, value in config.items() if key not in ("digest", "provenance")}
+    weights = folder.read(config["weights"]) if weights is None else weights
+    computes = {key: value for key, value in config.items() if key not in ("digest", "provenance", "weights")}
     canonical = json.dumps(computes, sort_keys=True, separators=(",", ":")).encode()
     config["digest"] = hashlib.sha256(canonical + b"\0" + weights).hexdigest()
-    folder.write("weights.safetensors", weights)
+    folder.write(config["weights"], weights)
     folder.write("config.json", json.dumps(config).encode())
 
 
@@ -82,8 +88,8 @@ def test_a_checkpoint_says_what_it_is(saved):
 
 
 def test_the_files_are_safetensors_and_json(saved):
-    assert list(saved.files()) == ["config.json", "weights.safetensors"]
-    weights = safetensors.torch.load(saved.read("weights.safetensors"))
+    assert list(saved.files()) == ["config.json", weights_of(saved)]
+    weights = safetensors.torch.load(saved.read(weights_of(saved)))
     assert weights.keys() == small_classifier().state_dict().keys()
     json.loads(saved.read("config.json"))
 
@@ -113,7 +119,7 @@ print(save_checkpoint(classifier, Folder(sys.argv[1]), {"time": "another"}))
             check=True,
         )
         assert there.stdout.strip() == self.digest(folder, small_classifier(), {"time": "one"})
-        assert (tmp_path / "there" / "weights.safetensors").read_bytes() == folder.read("weights.safetensors")
+        assert (tmp_path / "there" / weights_of(folder)).read_bytes() == folder.read(weights_of(folder))
 
     def test_changes_with_one_weight(self, folder):
         classifier = small_classifier()
@@ -148,6 +154,55 @@ print(save_checkpoint(classifier, Folder(sys.argv[1]), {"time": "another"}))
 def test_saving_again_replaces(saved):
     save_checkpoint(small_classifier(CROP_CONFIG, CROPS, num_classes=3), saved, {})
     assert load_checkpoint(saved).views == CROPS
+    assert list(saved.files()) == ["config.json", weights_of(saved)], "the old weights are still there"
+
+
+def test_a_checkpoint_that_does_not_name_its_weights_is_read(saved):
+    """As every version wrote them that had one name for all weights."""
+    config = json.loads(saved.read("config.json"))
+    saved.write("weights.safetensors", saved.read(config["weights"]))
+    saved.remove(config.pop("weights"))
+    saved.write("config.json", json.dumps(config).encode())
+    assert load_checkpoint(saved, classifier=CONFIG, views=VIEWS, num_classes=5).config == CONFIG
+    save_checkpoint(small_classifier(seed=1), saved, {})
+    assert list(saved.files()) == ["config.json", weights_of(saved)]
+
+
+@pytest.mark.parametrize("ends", ["error", "killed"])
+@pytest.mark.parametrize("file", ["weights", "config"])
+def test_a_save_that_ends_in_between_leaves_the_old_checkpoint(saved, file, ends):
+    """The file that may not grow further is the weights, or config.json when the provenance is the larger one."""
+    old = load_checkpoint(saved)
+    program = f"""
+import resource, signal, sys
+from patchcert.data.storage import Folder
+from patchcert.errors import ResourceError
+from patchcert.geometry import BandViews
+from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+from patchcert.models.config import ClassifierConfig
+classifier = initial_classifier(
+    ClassifierConfig(network="drs-mnist-cnn", width=0.05), BandViews(image_size=(9, 12), width=4), 1, 5, seed=1
+)
+if {ends == "killed"}:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+limit = {5_000 if file == "weights" else 500_000}
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    save_checkpoint(classifier, Folder(sys.argv[1]), {{"notes": "x" * 1_000_000}})
+except ResourceError as error:
+    sys.exit(str(error))
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(saved)], capture_output=True, text=True, check=False)
+
+    if ends == "killed":
+        assert ended.returncode == -signal.SIGXFSZ
+    else:
+        assert f"/{file}" in ended.stderr and "cannot write" in ended.stderr and "Traceback" not in ended.stderr
+    loaded = load_checkpoint(saved, classifier=CONFIG, views=VIEWS, num_classes=5)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in old.state_dict().items())
+    assert len(saved.files()) == (2 if file == "weights" else 3)
+    save_checkpoint(small_classifier(seed=1), saved, {})
+    assert list(saved.files()) == ["config.json", weights_of(saved)]
 
 
 def test_tied_weights_are_saved(folder, tmp_path, monkeypatch):
@@ -212,8 +267,14 @@ class TestDamage:
         self.refuses(saved, "holds no checkpoint")
 
     def test_weights_are_gone(self, saved):
-        saved.remove("weights.safetensors")
-        self.refuses(saved, r"weights.safetensors cannot be read: .*\n  Restore it or train again")
+        saved.remove(weights_of(saved))
+        self.refuses(saved, r"weights-\w{12}.safetensors cannot be read: .*\n  Restore it or train again")
+
+    def test_weights_named_outside_the_folder(self, saved, tmp_path):
+        config = json.loads(saved.read("config.json"))
+        (tmp_path / "outside.safetensors").write_bytes(saved.read(config["weights"]))
+        saved.write("config.json", json.dumps(config | {"weights": "../outside.safetensors"}).encode())
+        self.refuses(saved, "outside.safetensors cannot be read: .*leaves its folder")
 
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"\0" * 100])
     def test_config_is_no_json(self, saved, content):
@@ -234,13 +295,13 @@ class TestDamage:
 
     @pytest.mark.parametrize("position", [0, 50, -1])
     def test_one_bit_of_the_weights(self, saved, position):
-        weights = bytearray(saved.read("weights.safetensors"))
+        weights = bytearray(saved.read(weights_of(saved)))
         weights[position] ^= 1
-        saved.write("weights.safetensors", bytes(weights))
+        saved.write(weights_of(saved), bytes(weights))
         self.refuses(saved, r"was changed after it was written: digest \w{12} now, \w{12} in config.json")
 
     def test_truncated_weights(self, saved):
-        saved.write("weights.safetensors", saved.read("weights.safetensors")[:-100])
+        saved.write(weights_of(saved), saved.read(weights_of(saved))[:-100])
         self.refuses(saved, "was changed after it was written")
 
     @pytest.mark.parametrize(

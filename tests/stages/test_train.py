@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 
 from patchcert.errors import TrainingError
-from patchcert.models.checkpoint import load_checkpoint
+from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.stages.resources import Resources
 from patchcert.workspace import Workspace
 
@@ -12,7 +12,7 @@ ONE_CPU = Resources(cpus_per_worker=1)
 
 
 def weights(folder):
-    return safetensors.torch.load(folder.read("weights.safetensors"))
+    return safetensors.torch.load(folder.read(read_checkpoint_config(folder)["weights"]))
 
 
 def same_weights(left, right):
