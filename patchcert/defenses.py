@@ -41,6 +41,7 @@ class Defense:
 
 _DRS = "Levine & Feizi 2020, (De)randomized smoothing"
 _RC = "Certified robustness via randomized cropping (ICLR 2021 submission)"
+_SALMAN = "Salman et al. 2022, Certified patch robustness via smoothed vision transformers"
 _BAGCERT = "Metzen & Yatsura 2021 (BagCert)"
 _SPARSE = "Levine & Feizi 2019 (sparse randomized ablation), Cohen et al. 2019 (its certificate)"
 _SOUND = ("counting", "placement")
@@ -144,6 +145,15 @@ DEFENSES: dict[str, Defense] = {
             certificates=_SOUND,
             size_means="side of a block",
             one_pass=True,
+        ),
+        Defense(
+            name="vitband",
+            title="column smoothing, a vision transformer on kept patches",
+            source=f"{_DRS}; {_SALMAN}",
+            views=lambda image_size, size: BandViews(image_size=image_size, width=size, axis="column"),
+            encoding=EncodingConfig(removed="drop"),
+            certificates=_SOUND,
+            size_means="width of a column band",
         ),
         Defense(
             name="cropnet",

@@ -150,6 +150,7 @@ _THRESHOLDS = (0.3, 0.1, 0.2, 0.4, 0.5)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # Photos lie sorted by class: the smaller what is read at a time, the more classes meet in a window of the stream.
 _SMALL_GROUPS = {"rows_per_group": 16, "rows_per_shard": 1_024}
+_IMAGENET_PATCHES = ("0.4%", "1%", "2%", "2.4%", "3%")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -416,6 +417,74 @@ def one_pass_cifar10(defense: str, size: int) -> Recipe:
     )
 
 
+@recipe_family("vitband", "digits", (4,))
+def transformer_digits(defense: str, size: int) -> Recipe:
+    """The bundled digits with a small vision transformer that reads only kept patches: a minute to train."""
+    return _assemble(
+        defense,
+        size,
+        word="digits",
+        data=DataConfig(dataset="digits"),
+        image_size=(32, 32),
+        classifier=ClassifierConfig(network="vit-small", width=0.25),
+        training=TrainingConfig(
+            epochs=30, batch_size=64, optimizer="adamw", learning_rate=2e-3, views_per_image=4, checkpoint_every=10
+        ),
+    )
+
+
+@recipe_family("vitband", "cifar10", (4, 1, 2, 3, 5, 6, 7, 8))
+def transformer_cifar10(defense: str, size: int) -> Recipe:
+    """CIFAR-10 with a small vision transformer that reads only kept patches of 4x4; a recipe for GPUs, not tuned."""
+    return _assemble(
+        defense,
+        size,
+        word="cifar10",
+        data=DataConfig(dataset="cifar10"),
+        image_size=(32, 32),
+        classifier=ClassifierConfig(network="vit-small", width=0.5),
+        training=TrainingConfig(
+            epochs=100,
+            batch_size=128,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            views_per_image=4,
+            augmentation="shift_flip",
+            precision="bfloat16",
+        ),
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+    )
+
+
+@recipe_family("vitband", "imagenet", (19, 25, 37))
+def transformer_imagenet(defense: str, size: int) -> Recipe:
+    """ImageNet with ViT-B/16 that reads only kept patches; --views.stride 10 as published, --classifier.pretrained."""
+    return _assemble(
+        defense,
+        size,
+        word="imagenet",
+        data=DataConfig(dataset="imagenet", resize="crop"),
+        image_size=(224, 224),
+        classifier=ClassifierConfig(network="torchvision:vit_b_16"),
+        training=TrainingConfig(
+            epochs=30,
+            batch_size=256,
+            optimizer="adamw",
+            learning_rate=1e-4,
+            weight_decay=0.05,
+            augmentation="shift_flip",
+            shift_pixels=16,
+            precision="bfloat16",
+        ),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        patches=_IMAGENET_PATCHES,
+        headline_patch="2%",
+    )
+
+
 @recipe_family("column", "imagenet", (25, 19, 37))
 @recipe_family("block", "imagenet", (75,))
 def smoothing_imagenet(defense: str, size: int) -> Recipe:
@@ -443,7 +512,7 @@ def smoothing_imagenet(defense: str, size: int) -> Recipe:
         ),
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
-        patches=("0.4%", "1%", "2%", "2.4%", "3%", "42x42"),
+        patches=(*_IMAGENET_PATCHES, "42x42"),
         headline_patch="42x42",
     )
 
@@ -470,6 +539,6 @@ def cropping_imagenet(defense: str, size: int) -> Recipe:
         ),
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
-        patches=("0.4%", "1%", "2%", "2.4%", "3%"),
+        patches=_IMAGENET_PATCHES,
         headline_patch="2%",
     )

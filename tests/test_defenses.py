@@ -35,10 +35,11 @@ VIEWS = {
     "bandnet": (8, {}),
     "bandnetrow": (8, {}),
     "blocknet": (14, {"stride": 4}),
+    "vitband": (4, {}),
     "cropnet": (12, {"stride": 2}),
 }
-EPOCHS = {"crop": 10, "cropnet": 8, "sparse": 10, "blocks": 12, "bandnetrow": 3, "blocknet": 4}
-NETWORKS = {"crop": "resnet9", "bandnet": "band-network", "bandnetrow": "band-network"}
+EPOCHS = {"crop": 10, "cropnet": 8, "sparse": 10, "blocks": 12, "bandnetrow": 3, "blocknet": 4, "vitband": 10}
+NETWORKS = {"crop": "resnet9", "bandnet": "band-network", "bandnetrow": "band-network", "vitband": "vit-small"}
 NETWORKS |= {"blocknet": "crop-network", "cropnet": "crop-network"}
 NUM_SELECTION, NUM_ESTIMATION = 50, 250
 

@@ -9,6 +9,7 @@ from patchcert.errors import ModelError
 from patchcert.models.config import ClassifierConfig
 from patchcert.models.networks import build_network
 from patchcert.models.one_pass import OnePassNetwork
+from patchcert.models.token_dropping import TokenDroppingTransformer
 from patchcert.views.cutting import ViewCutter
 
 # Classes are stored as uint16.
@@ -23,7 +24,8 @@ class BaseClassifier(nn.Module):
         config: network and encoding.
         num_classes: number of logits.
         cutter: cuts and encodes views on the device.
-        network: module from views (B, C', h, w) to logits (B, num_classes).
+        network: module from views (B, C', h, w) to logits (B, num_classes); one that drops tokens reads images and
+            view numbers instead.
     """
 
     def __init__(self, config: ClassifierConfig, views: Any, image_channels: int, num_classes: int) -> None:
@@ -47,16 +49,20 @@ class BaseClassifier(nn.Module):
 
     @property
     def one_pass(self) -> bool:
-        """Whether the network scores all views of an image in one pass."""
-        return isinstance(self.network, OnePassNetwork)
+        """Whether the network has a way of its own to score all views of an image together."""
+        return isinstance(self.network, (OnePassNetwork, TokenDroppingTransformer))
 
     def some_views(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         """Scores n views of each image, each on its own; as ``forward``, of pixels that ``cutter.encode`` returned."""
-        views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
-        return self.network(views).float().view(len(pixels_BCHW), views_Bn.shape[1], self.num_classes)
+        if isinstance(self.network, TokenDroppingTransformer):
+            logits = self.network(pixels_BCHW, views_Bn)
+        else:
+            views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
+            logits = self.network(views)
+        return logits.float().view(len(pixels_BCHW), views_Bn.shape[1], self.num_classes)
 
     def all_views(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Scores every view of each image in one pass, for a network that is ``one_pass``.
+        """Scores every view of each image together, for a network that is ``one_pass``.
 
         Args:
             pixels_BCHW: what ``cutter.encode`` returned.
@@ -64,8 +70,13 @@ class BaseClassifier(nn.Module):
         Returns:
             float32 logits (B, num_views, num_classes), those of each view alone.
         """
+        if isinstance(self.network, TokenDroppingTransformer):
+            return self.some_views(pixels_BCHW, self._every_view_1V(pixels_BCHW.device))
         continued = self.cutter.continued(pixels_BCHW).contiguous(memory_format=torch.channels_last)
         return self.network(continued).float().view(len(pixels_BCHW), self.views.num_views, self.num_classes)
+
+    def _every_view_1V(self, device: torch.device) -> torch.Tensor:
+        return torch.arange(self.views.num_views, device=device)[None]
 
     def forward(self, images_BCHW: torch.Tensor, views_Bn: torch.Tensor | None = None) -> torch.Tensor:
         """Scores n views of each image.
@@ -82,4 +93,4 @@ class BaseClassifier(nn.Module):
             return self.some_views(pixels_BCHW, views_Bn)
         if self.one_pass:
             return self.all_views(pixels_BCHW)
-        return self.some_views(pixels_BCHW, torch.arange(self.views.num_views, device=pixels_BCHW.device)[None])
+        return self.some_views(pixels_BCHW, self._every_view_1V(pixels_BCHW.device))

@@ -12,10 +12,11 @@ class ClassifierConfig:
     """A network and the encoding of its input."""
 
     network: str = "resnet9"
-    """drs-mnist-cnn, resnet9, resnet18-small; band-network, crop-network (all views in one pass); torchvision:NAME
-    (such as resnet50); package.module:function."""
+    """drs-mnist-cnn, resnet9, resnet18-small, vit-small; band-network, crop-network (all views in one pass);
+    torchvision:NAME (such as resnet50 or vit_b_16); package.module:function."""
     width: float = 1.0
-    """Multiplies the channels of patchcert's own networks; refused elsewhere, where it has no effect."""
+    """Multiplies the channels of patchcert's own networks (of vit-small the blocks, too); refused elsewhere, where it
+    has no effect."""
     dropout: float = 0.0
     """Dropout before the last layer of patchcert's own networks but resnet18-small, in [0, 1)."""
     pretrained: bool = False

@@ -17,7 +17,9 @@ from patchcert.models.config import ClassifierConfig
 from patchcert.models.crop_network import crop_network
 from patchcert.models.drs_mnist_cnn import drs_mnist_cnn
 from patchcert.models.resnet9 import resnet9
+from patchcert.models.token_dropping import drop_tokens
 from patchcert.models.torchvision_networks import resnet18_small, torchvision_names, torchvision_network
+from patchcert.models.vision_transformer import vit_small
 
 _Builder = Callable[[ClassifierConfig, int, tuple[int, int], int], nn.Module]
 
@@ -25,6 +27,7 @@ NETWORKS: dict[str, _Builder] = {
     "drs-mnist-cnn": drs_mnist_cnn,
     "resnet9": resnet9,
     "resnet18-small": resnet18_small,
+    "vit-small": vit_small,
 }
 
 
@@ -47,13 +50,14 @@ def build_network(
         num_input_channels: channels of a view, after encoding.
         view_size: height and width of a view in pixels.
         num_classes: number of logits, >= 2.
-        views: the view set; only the networks of ``ONE_PASS_NETWORKS`` need it.
+        views: the view set; only the networks of ``ONE_PASS_NETWORKS`` and those that drop tokens need it.
 
     Returns:
-        A module: float (B, num_input_channels, *view_size) -> logits (B, num_classes).
+        A module: float (B, num_input_channels, *view_size) -> logits (B, num_classes). With encoding removed="drop" a
+        ``TokenDroppingTransformer``, which reads images and view numbers.
 
     Raises:
-        ModelError: unknown name, views too small for the network, or logits of another shape.
+        ModelError: unknown name, views too small for the network, logits of another shape, or no tokens to drop.
     """
     name = config.network
     if name.startswith("torchvision:"):
@@ -73,7 +77,7 @@ def build_network(
             f"  Known: {', '.join(own)}, torchvision:NAME, or your own package.module:function."
         )
     _check_logits(network, name, num_input_channels, view_size, num_classes)
-    return network
+    return drop_tokens(network, views, name) if config.encoding.removed == "drop" else network
 
 
 def custom_code_digest(name: str) -> str | None:

@@ -14,9 +14,10 @@ class EncodingConfig:
     section 3.
     """
 
-    removed: Literal["cut", "null"] = "null"
+    removed: Literal["cut", "null", "drop"] = "null"
     """cut: removed pixels are cut off, the view is what it retains (crops; bands and blocks of one-pass networks).
-    null: the view is as large as the image, x in [0, 1] becomes (x, 1 - x), a removed pixel (0, 0)."""
+    null: the view is as large as the image, x in [0, 1] becomes (x, 1 - x), a removed pixel (0, 0).
+    drop: as null, and vision transformers leave out the tokens of patches without a retained pixel."""
     mean: tuple[float, ...] = ()
     """Per-channel mean subtracted from pixels in [0, 1]; empty: pixels stay in [0, 1]."""
     std: tuple[float, ...] = ()
@@ -42,10 +43,11 @@ class EncodingConfig:
             raise ModelError(
                 f"encoding: positional_bound is a fraction of the input range in [0, 1], not {self.positional_bound}."
             )
-        if self.coordinates and self.removed == "null":
+        if self.coordinates and self.removed != "cut":
             raise ModelError(
-                "encoding: coordinates say where a cut-off view was, but NULL-encoded views (removed 'null') stay in "
-                "place.\n  Set --classifier.encoding.removed cut, or leave the coordinates out."
+                "encoding: coordinates say where a cut-off view was, but NULL-encoded views "
+                f"(removed {self.removed!r}) stay in place.\n"
+                "  Set --classifier.encoding.removed cut, or leave the coordinates out."
             )
 
     def num_input_channels(self, image_channels: int) -> int:
@@ -55,7 +57,7 @@ class EncodingConfig:
                 f"encoding: mean and std have {len(self.mean)} channels, the images have {image_channels}.\n"
                 f"  Give {image_channels} values, or one for all channels."
             )
-        return image_channels * (2 if self.removed == "null" else 1) + 2 * self.coordinates
+        return image_channels * (1 if self.removed == "cut" else 2) + 2 * self.coordinates
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON values; ``EncodingConfig.from_json`` reads them back."""

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,13 +169,14 @@ def test_a_checkpoint_that_does_not_name_its_weights_is_read(saved):
     assert list(saved.files()) == ["config.json", weights_of(saved)]
 
 
-@pytest.mark.parametrize("ends", ["error", "killed"])
-@pytest.mark.parametrize("file", ["weights", "config"])
-def test_a_save_that_ends_in_between_leaves_the_old_checkpoint(saved, file, ends):
+def test_a_save_that_ends_in_between_leaves_the_old_checkpoint(saved, tmp_path):
     """The file that may not grow further is the weights, or config.json when the provenance is the larger one."""
     old = load_checkpoint(saved)
-    program = f"""
-import resource, signal, sys
+    cases = [(file, ends) for file in ("weights", "config") for ends in ("error", "killed")]
+    for file, ends in cases:
+        shutil.copytree(saved.path(), tmp_path / f"{file} {ends}")
+    program = """
+import os, resource, signal, sys
 from patchcert.data.storage import Folder
 from patchcert.errors import ResourceError
 from patchcert.geometry import BandViews
@@ -183,26 +185,31 @@ from patchcert.models.config import ClassifierConfig
 classifier = initial_classifier(
     ClassifierConfig(network="drs-mnist-cnn", width=0.05), BandViews(image_size=(9, 12), width=4), 1, 5, seed=1
 )
-if {ends == "killed"}:
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-limit = {5_000 if file == "weights" else 500_000}
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    save_checkpoint(classifier, Folder(sys.argv[1]), {{"notes": "x" * 1_000_000}})
-except ResourceError as error:
-    sys.exit(str(error))
+for path in sys.argv[1:]:
+    if (process := os.fork()) == 0:
+        if path.endswith("killed"):
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        limit = 5_000 if "weights" in path else 500_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            save_checkpoint(classifier, Folder(path), {"notes": "x" * 1_000_000})
+        except ResourceError as error:
+            os._exit(3 if str(error).startswith("cannot write " + path) else 4)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 """
-    ended = subprocess.run([sys.executable, "-c", program, str(saved)], capture_output=True, text=True, check=False)
+    folders = [Folder(tmp_path / f"{file} {ends}") for file, ends in cases]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *map(str, folders)], capture_output=True, text=True, check=True
+    )
 
-    if ends == "killed":
-        assert ended.returncode == -signal.SIGXFSZ
-    else:
-        assert f"/{file}" in ended.stderr and "cannot write" in ended.stderr and "Traceback" not in ended.stderr
-    loaded = load_checkpoint(saved, classifier=CONFIG, views=VIEWS, num_classes=5)
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in old.state_dict().items())
-    assert len(saved.files()) == (2 if file == "weights" else 3)
-    save_checkpoint(small_classifier(seed=1), saved, {})
-    assert list(saved.files()) == ["config.json", weights_of(saved)]
+    assert [int(line) for line in ended.stdout.split()] == [3, -signal.SIGXFSZ] * 2
+    for folder, (file, _) in zip(folders, cases, strict=True):
+        loaded = load_checkpoint(folder, classifier=CONFIG, views=VIEWS, num_classes=5)
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in old.state_dict().items())
+        assert len(folder.files()) == (2 if file == "weights" else 3)
+        save_checkpoint(small_classifier(seed=1), folder, {})
+        assert sorted(os.listdir(folder.path())) == ["config.json", weights_of(folder)]
 
 
 def test_tied_weights_are_saved(folder, tmp_path, monkeypatch):

@@ -297,7 +297,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"removed": "blur"}, "removed is one of cut, null, not 'blur'"),
+            ({"removed": "blur"}, "removed is one of cut, null, drop, not 'blur'"),
             ({"mean": (0.5,)}, "mean has 1 channels but std has 0"),
             ({"mean": (0.5,), "std": (0.0,)}, r"std must be positive, not \(0.0,\)"),
             ({"mean": (0.5,), "std": (float("nan"),)}, "std must be positive"),
