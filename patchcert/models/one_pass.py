@@ -33,8 +33,9 @@ class SpanLayer:
 def span_layers(length: int, start_stride: int) -> list[SpanLayer]:
     """Plans unpadded convolutions along one axis that turn each window of an axis into one position.
 
-    Positions are dropped only when no later layer needs them: by a factor 2 where the distance of the taps doubles
-    and the starts allow it, and by the rest of the stride in the last layer.
+    Short windows are spanned by three neighbouring taps a layer. In longer ones the distance of the taps grows, at most
+    by a factor 2 from one pair of layers to the next; positions are dropped on the way where the starts allow it (no
+    later layer needs them), and the rest of the stride is taken in the last layer.
 
     Args:
         length: pixels of a window, >= 1.
@@ -43,22 +44,32 @@ def span_layers(length: int, start_stride: int) -> list[SpanLayer]:
     Returns:
         Layers whose receptive field is ``length`` pixels and whose strides multiply to ``start_stride``.
     """
-    layers: list[SpanLayer] = []
     left, distance, step = length - 1, 1, 1
     if length <= _LONGEST_DENSE:
-        layers = [SpanLayer(kernel=3)] * (left // 2) + [SpanLayer(kernel=2)] * (left % 2)
+        layers = [SpanLayer(kernel=3)] * (left // 2) + [SpanLayer(kernel=2)] * (left % 2) or [SpanLayer()]
     else:
+        layers, last_of_distance = [], {}
         while left >= 2 * distance:
-            count = min(_LAYERS_PER_DISTANCE, left // (2 * distance))
+            further = 2 * distance
+            dropping = max(g for g in range(step, further + 1, step) if start_stride % g == 0)
+            further -= further % dropping
+            # The last distance takes all that the next one would be too long for.
+            count = _LAYERS_PER_DISTANCE
+            is_last = left - 2 * distance * count < 2 * further
+            if is_last:
+                count = left // (2 * distance)
             layers += [SpanLayer(kernel=3, dilation=distance // step)] * count
+            last_of_distance[distance] = len(layers) - 1
             left -= 2 * distance * count
-            distance *= 2
-            if left >= 2 * distance and start_stride % (2 * step) == 0:
-                layers[-1] = dataclasses.replace(layers[-1], stride=2)
-                step *= 2
-        # What the doubled distances leave over is spanned where taps are one pixel apart.
-        layers[0] = dataclasses.replace(layers[0], kernel=layers[0].kernel + left)
-    layers = layers or [SpanLayer()]
+            if is_last:
+                break
+            layers[-1] = dataclasses.replace(layers[-1], stride=dropping // step)
+            distance, step = further, dropping
+        # What is left is shorter than two taps of the last distance: a fourth tap here and there.
+        for distance, number in reversed(last_of_distance.items()):
+            if left >= distance:
+                layers[number] = dataclasses.replace(layers[number], kernel=4)
+                left -= distance
     layers[-1] = dataclasses.replace(layers[-1], stride=layers[-1].stride * (start_stride // step))
     return layers
 

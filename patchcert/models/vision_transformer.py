@@ -31,6 +31,8 @@ class SmallVisionTransformer(nn.Module):
         num_patches = (image_size[0] // _PATCH) * (image_size[1] // _PATCH)
         self.class_token = nn.Parameter(torch.zeros(1, 1, channels))
         self.conv_proj = nn.Conv2d(num_input_channels, channels, _PATCH, stride=_PATCH)
+        nn.init.trunc_normal_(self.conv_proj.weight, std=self.conv_proj.weight[0].numel() ** -0.5)
+        nn.init.zeros_(self.conv_proj.bias)
         self.encoder = Encoder(
             seq_length=num_patches + 1,
             num_layers=num_layers,
@@ -40,6 +42,8 @@ class SmallVisionTransformer(nn.Module):
             dropout=0.0,
             attention_dropout=0.0,
         )
+        # As large as what patches say: from torchvision's 0.02, short trainings hardly learn where a patch lies.
+        nn.init.normal_(self.encoder.pos_embedding, std=0.3)
         self.heads = head
 
     def forward(self, views_BCHW: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,19 @@ def test_layers_span_exactly_the_window(length, stride):
 
 
 def test_long_windows_take_few_layers():
-    assert [len(span_layers(length, 1)) for length in (1, 2, 3, 4, 10, 25, 80)] == [1, 1, 1, 2, 5, 5, 8]
+    assert [len(span_layers(length, 1)) for length in (1, 2, 3, 4, 10, 19, 25, 80)] == [1, 1, 1, 2, 5, 5, 5, 9]
+
+
+@pytest.mark.parametrize("stride", [1, 4, 7, 10])
+def test_layers_of_long_windows_have_few_taps(stride):
+    """Many taps at neighbouring pixels would be most of the cost."""
+    for length in range(17, 225):
+        assert {layer.kernel for layer in span_layers(length, stride)} <= {3, 4}
+
+
+def test_positions_are_dropped_as_soon_as_the_starts_allow_it():
+    strides = {stride: [layer.stride for layer in span_layers(80, stride)] for stride in (4, 7, 8)}
+    assert strides == {4: [1, 2, 1, 2, 1, 1, 1, 1, 1], 7: [1, 1, 1, 1, 1, 7, 1, 1, 1], 8: [1, 2, 1, 2, 1, 2, 1, 1, 1]}
 
 
 @pytest.mark.parametrize("free_axis", [-1, 0, 1])
