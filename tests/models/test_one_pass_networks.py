@@ -33,6 +33,16 @@ VIEW_SETS = (
 )
 
 
+@pytest.fixture(scope="module")
+def photos(shared_data, tmp_path_factory):
+    """Two real photos at 224x224, uint8 (2, 3, 224, 224)."""
+    from patchcert.data import DataConfig, prepare
+
+    config = DataConfig(dataset="imagenet-sample", source=str(shared_data / "imagenet-sample"), resize="pad", limit=2)
+    dataset = prepare(config, (224, 224), str(tmp_path_factory.mktemp("photos")), splits=["test"])["test"]
+    return torch.from_numpy(dataset.read(0, 2).images_NHWC.transpose(0, 3, 1, 2).copy())
+
+
 def classifier_for(views, channels=2, seed=0, **settings):
     """A narrow one-pass classifier in evaluation mode whose layers and encodings all matter to the scores."""
     network = "band-network" if views.kind == "band" else "crop-network"
@@ -41,7 +51,10 @@ def classifier_for(views, channels=2, seed=0, **settings):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         classifier.cutter.positional.normal_(generator=generator)
-        for _ in range(30):  # running statistics as after a training
+        for module in classifier.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # running statistics as after a training: the mean over what was seen
+        for _ in range(2):
             classifier(torch.rand(4, channels, *views.image_size, generator=generator))
     return classifier.eval()
 
@@ -69,6 +82,25 @@ def test_one_pass_gives_every_view_the_score_it_has_alone(views):
     assert (together_BVK[0] - together_BVK[1]).abs().max() > 1e-2, "scores that ignore the image prove nothing"
     if views.num_views > 1:
         assert (together_BVK - together_BVK[:, :1]).abs().max() > 1e-2, "views that score alike prove nothing"
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        *(BandViews(image_size=(224, 224), width=19, stride=stride) for stride in (1, 4, 7, 10)),
+        *(CropViews(image_size=(224, 224), crop_size=80, stride=stride) for stride in (1, 4, 7, 10)),
+    ],
+    ids=lambda views: views.describe(),
+)
+def test_photos_at_network_size_get_the_scores_and_votes_of_views_alone(views, photos):
+    classifier = classifier_for(views, channels=3, width=0.1)
+    few_1n = torch.linspace(0, views.num_views - 1, 9).long()[None]
+    with torch.no_grad():
+        together_BnK = classifier(photos)[:, few_1n[0]]
+        alone_BnK = classifier(photos, few_1n)
+    torch.testing.assert_close(together_BnK, alone_BnK, atol=1e-4, rtol=0)
+    assert torch.equal(together_BnK.argmax(dim=2), alone_BnK.argmax(dim=2))
+    assert (together_BnK - together_BnK[:, :1]).abs().max() > 1e-2, "views that score alike prove nothing"
 
 
 @given(view_sets(max_height=9, max_width=10, kinds=("valid", "wrap", "block", "column", "row")), st.integers(1, 3))
