@@ -427,7 +427,7 @@ def one_pass_imagenet(defense: str, size: int) -> Recipe:
         defense,
         size,
         word="imagenet",
-        data=DataConfig(dataset="imagenet", resize="pad" if crops else "crop"),
+        data=DataConfig(dataset="imagenet", resize="pad" if crops else "crop", **_SMALL_GROUPS),
         image_size=(224, 224),
         classifier=_one_pass_classifier(defense, 1.0 if crops else 1.2),
         training=TrainingConfig(
@@ -497,7 +497,7 @@ def transformer_imagenet(defense: str, size: int) -> Recipe:
         defense,
         size,
         word="imagenet",
-        data=DataConfig(dataset="imagenet", resize="crop"),
+        data=DataConfig(dataset="imagenet", resize="crop", **_SMALL_GROUPS),
         image_size=(224, 224),
         classifier=ClassifierConfig(network="torchvision:vit_b_16"),
         training=TrainingConfig(
