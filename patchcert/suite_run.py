@@ -1,6 +1,7 @@
 """A suite in; its models trained side by side, its votes and studies, and one report over all of them out."""
 
 import dataclasses
+import queue
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,7 +122,7 @@ class SuiteRun:
         models: dict[str, Folder] = {}
         waiting: dict[str, Pipeline] = {}
         resources = options.resources
-        slots = _slots(ray.cluster_resources(), resources)
+        cluster = ray.cluster_resources()
         one_each = dataclasses.replace(resources, workers=resources.workers or 1)
         for name, recipe in self.recipes.items():
             if (key := _model_key(recipe)) in models or key in waiting:
@@ -135,12 +136,10 @@ class SuiteRun:
                 else:
                     self.terminal.say(f"{recipe.name}: was trained already, checkpoint {model}")
                     models[key] = model
-        return models | self._side_by_side(waiting, slots, ray.cluster_resources())
+        return models | self._side_by_side(waiting, slots(cluster, resources), cluster)
 
-    def _side_by_side(
-        self, waiting: dict[str, Pipeline], slots: int, cluster: Mapping[str, float]
-    ) -> dict[str, Folder]:
-        lanes = min(slots, len(waiting))
+    def _side_by_side(self, waiting: dict[str, Pipeline], most: int, cluster: Mapping[str, float]) -> dict[str, Folder]:
+        lanes = min(most, len(waiting))
         if lanes > 1:
             terminal = Terminal(live=False)
             for key, pipeline in waiting.items():
@@ -150,15 +149,16 @@ class SuiteRun:
                 options = dataclasses.replace(pipeline.options, resources=alone)
                 waiting[key] = Pipeline(pipeline.recipe, options, terminal)
             self.terminal.say(f"training {len(waiting)} models, {lanes} at a time")
-        queue = list(waiting.items())
+        left: queue.SimpleQueue[tuple[str, Pipeline]] = queue.SimpleQueue()
+        for entry in waiting.items():
+            left.put(entry)
         models: dict[str, Folder] = {}
 
         def work() -> None:
-            while queue:
-                # Taking one from a list is a single step of the interpreter, whoever else takes one.
+            while True:
                 try:
-                    key, pipeline = queue.pop(0)
-                except IndexError:
+                    key, pipeline = left.get_nowait()
+                except queue.Empty:
                     return
                 name = next(name for name, recipe in self.recipes.items() if _model_key(recipe) == key)
                 with self._reporting(name):
@@ -212,6 +212,7 @@ class SuiteRun:
                 tables=suite.tables,
                 figures=suite.figures,
                 results=results,
+                scatters={},
                 missing=self._missing,
                 left_out=tuple(name for name in known if name not in self.recipes),
                 notes=suite.notes,
@@ -266,7 +267,7 @@ def chosen_recipes(suite: Suite, only: tuple[str, ...], override: Callable[[Reci
     return {name: override(suite.experiment(name).build()) for name in only or known}
 
 
-def _slots(cluster: Mapping[str, float], resources: Any) -> int:
+def slots(cluster: Mapping[str, float], resources: Any) -> int:
     """How many trainings the cluster holds at a time."""
     workers = resources.workers or 1
     num_gpus = int(cluster.get("GPU", 0)) if resources.device != "cpu" else 0

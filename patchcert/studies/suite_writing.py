@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from patchcert.errors import StudyError
 from patchcert.studies.config import CERTIFICATES
 from patchcert.studies.figures import save
@@ -33,6 +35,7 @@ class SuiteReport:
         tables: what the paper tabulates.
         figures: what it draws.
         results: studies by name of the experiment.
+        scatters: summaries of repeated draws by name of the experiment.
         missing: experiments without a study, and why.
         left_out: experiments that nobody asked for.
         notes: what a reader must know before any number.
@@ -45,6 +48,7 @@ class SuiteReport:
     tables: tuple[PaperTable, ...]
     figures: tuple[PaperFigure, ...]
     results: Mapping[str, StudyResult]
+    scatters: Mapping[str, pd.DataFrame]
     missing: Mapping[str, str]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...]
@@ -66,9 +70,11 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
         ResourceError: full disk, read-only folder or storage that refuses.
     """
     if not suite.results:
-        raise StudyError(f"{suite.title}: there is no study to report.\n  " + " ".join(suite.missing.values()))
+        raise StudyError(
+            f"{suite.title}: there is no study to report.\n  " + "\n  ".join(dict.fromkeys(suite.missing.values()))
+        )
     missing = dict.fromkeys(suite.left_out, "left out of this run") | suite.missing
-    filled = fill_tables(suite.tables, suite.results, missing)
+    filled = fill_tables(suite.tables, suite.results, missing, suite.scatters)
     with whole_folder(location, SUITE) as folder:
         (folder / TABLES).mkdir()
         (folder / FIGURES).mkdir()

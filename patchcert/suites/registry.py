@@ -26,6 +26,8 @@ class Experiment:
     """Questions, in place of the recipe's own."""
     filed_as: str = ""
     """Name of results where the changes make another defense of the recipe; unset: the recipe's own."""
+    repeats: int = 0
+    """Repetitions of every draw of the study, whose scatter is tabulated; 0: none."""
     changes: Changes = dataclasses.field(default_factory=dict)
     """Settings of the recipe that differ, section by section, such as {"training": {"epochs": 3}}."""
 

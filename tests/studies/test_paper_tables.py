@@ -119,6 +119,30 @@ def test_times_are_those_of_the_views_that_vote(filled):
     assert line(filled["figure_3"], "all crops", "placement").numbers[1].measured == pytest.approx(150)
 
 
+def test_scatter_is_that_of_the_same_draw(suite, results):
+    summary = pd.DataFrame(
+        {
+            "certificate": "random_crops_reported",
+            "patch": "5x5",
+            "draws": ["with replacement", "without replacement"],
+            "num_draws": 128,
+            "min_confidence": 0.95,
+            "flip_votes_interval": [0.0081, 0.5],
+            "flip_votes_variance": [0.004, 0.5],
+            "confidence_interval": [0.0079, 0.5],
+            "confidence_variance": [0.0062, 0.5],
+        }
+    )
+    (table,) = fill_tables(
+        [table for table in suite.tables if table.name == "table_6"], results, {}, {"draws": summary}
+    )
+    row = line(table, "128", "with replacement")
+    assert [number.measured for number in row.numbers] == [0.0081, 0.004, 0.0079, 0.0062]
+    assert [number.reported for number in row.numbers] == [0.008, 0.004, 0.008, 0.005]
+    assert cells(row, table) == ["0.8", "0.81", "0.4", "0.4", "0.8", "0.79", "0.5", "0.62"]
+    assert all(number.measured is None for number in line(table, "64", "with replacement").numbers)
+
+
 def test_what_was_not_measured_says_why(filled):
     row = line(filled["figure_2"], "10", "without position", "placement")
     assert row.note == f"not measured: {LOST}" and cells(row, filled["figure_2"]) == ["–", "–"]
@@ -184,6 +208,7 @@ def report(suite, results, tmp_path_factory):
         tables=suite.tables,
         figures=suite.figures,
         results=results,
+        scatters={},
         missing=missing,
         notes=suite.notes,
         settings={"edition": "quick"},
