@@ -6,11 +6,14 @@ from typing import Literal, get_args
 from patchcert.errors import ModelError
 from patchcert.geometry import PixelViews, SampledViews, ViewSet
 
-# A GPU wants chunks of about 32 views of 224x224; a CPU core is fastest when a chunk fits its cache.
-_CHUNK_PIXELS = {"cuda": 32 * 224 * 224, "cpu": 2 * 224 * 224}
+# Numbers in the largest feature map of one forward pass: a GPU wants much work at once, a CPU core is fastest when a
+# pass stays in its cache.
+_PASS_FLOATS = {"cuda": 2**28, "cpu": 3 * 2**19}
 _MAX_CHUNK_VIEWS = 2048
 # One pass over an image needs hundreds of channels at each of its pixels: less than 2 KiB a pixel.
 _PASS_PIXELS = {"cuda": 32 * 224 * 224, "cpu": 16 * 32 * 32}
+# What the layers that views share may keep of one image.
+_SHARED_FLOATS = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,11 +22,16 @@ class PredictionConfig:
 
     score_floor: float = 0.1
     """Scores below it are not stored; thresholds from here up are answered exactly. 0: store top classes only."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network. bfloat16 is faster on GPUs and may change votes: part of the table's identity."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of the network. tf32 (GPUs only) and bfloat16 may change votes: part of the table's identity."""
     chunk_views: int = 0
-    """Views in one forward pass (the last ones are filled up); 0: by the size of a view. Bounds the memory needed.
-    Networks that score all views of an image in one pass get as many whole images as fit, and at least one."""
+    """Views in one forward pass (the last ones are filled up); 0: by the size of the network's features. Bounds the
+    memory needed. Networks that score all views of an image in one pass get as many whole images as fit, or one."""
+    shortcuts: bool = True
+    """On CPUs in float32: compute what views share once and convolve with fewer multiplications. Same votes up to
+    rounding, measured; --no-shortcuts runs the network as it is written."""
+    compile: bool = False
+    """Hand the network to torch.compile instead of the shortcuts; needs a C++ compiler (CPU) or Triton (GPU)."""
     num_samples: int = 0
     """Views of each image that are drawn and scored where there are too many to list (random pixels); 0: all views."""
     sample_seed: int = 0
@@ -71,11 +79,21 @@ class PredictionConfig:
             )
         return views
 
-    def views_per_chunk(self, view_size: tuple[int, int], device_type: str) -> int:
-        """Views in one forward pass for views of a size, on a "cpu" or a "cuda" device."""
-        if self.chunk_views:
-            return self.chunk_views
-        return max(1, min(_MAX_CHUNK_VIEWS, _CHUNK_PIXELS[device_type] // (view_size[0] * view_size[1])))
+    def views_per_chunk(self, floats_per_view: int, device_type: str) -> int:
+        """Views in one forward pass, on a "cpu" or a "cuda" device.
+
+        A function of settings, network and kind of device alone, never of a clock or of free memory: every worker of
+        a table takes the same size, and so do the runs before and after a kill.
+
+        Args:
+            floats_per_view: numbers in the largest feature map of one view.
+            device_type: kind of device.
+        """
+        return self.chunk_views or max(1, min(_MAX_CHUNK_VIEWS, _PASS_FLOATS[device_type] // floats_per_view))
+
+    def shared_floats(self, floats_per_view: int) -> int:
+        """Most numbers that layers which views share may keep of one image: no more than a chunk where one is set."""
+        return self.chunk_views * floats_per_view or _SHARED_FLOATS
 
     def images_per_pass(self, num_views: int, image_size: tuple[int, int], device_type: str) -> int:
         """Images in one forward pass that scores all their views, on a "cpu" or a "cuda" device."""

@@ -7,12 +7,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 
 import patchcert.errors
 from patchcert.data import PreparedDataset
+from patchcert.data.reading_ahead import read_ahead
 from patchcert.data.storage import Folder
 from patchcert.errors import PatchcertError, VoteTableError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
@@ -99,6 +101,7 @@ class VoteWorker:
         import torch
 
         from patchcert.prediction.devices import find_device
+        from patchcert.prediction.scoring import ViewScorer
 
         self._job = job
         self._folder = Folder(job.table_folder)
@@ -116,6 +119,7 @@ class VoteWorker:
                 )
             self._classifier = load_checkpoint(folder, classifier=job.classifier, views=job.views).to(self._device)
             self._dataset = PreparedDataset.open(job.dataset_folder)
+            self._scorer = ViewScorer(self._classifier, job.prediction, self._device)
         except PatchcertError as error:
             self._problem = error
 
@@ -145,25 +149,25 @@ class VoteWorker:
         return Receipt(part=part, rows=rows, seconds=time.perf_counter() - started, error_kind=kind, error=message)
 
     def _compute(self, part: int, start: int, stop: int) -> None:
-        from patchcert.prediction.scoring import score_views
+        from patchcert.prediction.scoring import ScoredViews
 
         job = self._job
         name = part_name(part, job.num_parts)
         if part_problem(self._folder, name, job.identity, (start, stop)) is None:
             return
         attempt = self._mark_attempt(part)
-        images = self._dataset.read(start, stop)
-        scored = score_views(
-            self._classifier,
-            images.images_NHWC,
-            job.prediction,
-            self._device,
-            images.image_ids.tolist(),
-            first_row=start,
-        )
+        image_ids, labels, scores = [], [], []
+        first_row = start
+        for images in read_ahead(self._dataset, start, stop):
+            names = images.image_ids.tolist()
+            scores.append(self._scorer.score(images.images_NHWC, names, first_row=first_row))
+            first_row += len(names)
+            image_ids.append(images.image_ids)
+            labels.append(images.labels_N)
+        scored = ScoredViews.joined(scores)
         votes = VotePart(
-            image_ids=images.image_ids,
-            labels_N=images.labels_N,
+            image_ids=np.concatenate(image_ids),
+            labels_N=np.concatenate(labels),
             top_classes_NV=scored.top_classes_NV,
             num_entries_NV=scored.num_entries_NV,
             entry_classes=scored.entry_classes,

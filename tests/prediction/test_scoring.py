@@ -1,4 +1,6 @@
 import copy
+import importlib
+import sys
 import warnings
 
 import numpy as np
@@ -13,7 +15,7 @@ from patchcert.models.classifier import BaseClassifier
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
 from patchcert.prediction.devices import find_device
-from patchcert.prediction.scoring import score_views
+from patchcert.prediction.scoring import ScoredViews, ViewScorer, score_views
 from patchcert.views.encoding import EncodingConfig
 from patchcert.votes import SCORE_SCALE, VotePart, rounded_score
 
@@ -119,25 +121,43 @@ def test_chunk_sizes_leave_votes_identical(model, images_NHWC, chunk_views):
     assert np.abs(dense_scores(usual, 10) - dense_scores(other, 10)).max() <= 1
 
 
+@pytest.mark.parametrize("shortcuts", [True, False])
 @pytest.mark.parametrize("chunk_views", [0, 1, 40, 3000])
-def test_all_forward_passes_have_one_shape(model, images_NHWC, chunk_views):
+def test_all_forward_passes_have_one_shape(model, images_NHWC, chunk_views, shortcuts, monkeypatch):
     """What makes a score independent of company: no kernel is chosen by how many images there are."""
     shapes = set()
-    hook = model.network.register_forward_pre_hook(lambda _, inputs: shapes.add(tuple(inputs[0].shape)))
-    try:
-        for num_images in (1, 2, 7) if chunk_views != 1 else (1,):
-            score(model, images_NHWC[:num_images], chunk_views=chunk_views)
-    finally:
-        hook.remove()
-    ((num_inputs, *shape),) = shapes
-    config = PredictionConfig(chunk_views=chunk_views)
+    passes = ViewScorer._passes
+
+    def seen(scorer, batch, views_BV):
+        for start, logits_BnK in passes(scorer, batch, views_BV):
+            shapes.add((tuple(batch.shape), tuple(logits_BnK.shape)))
+            yield start, logits_BnK
+
+    monkeypatch.setattr(ViewScorer, "_passes", seen)
+    scorer = ViewScorer(model, PredictionConfig(chunk_views=chunk_views, shortcuts=shortcuts), CPU)
+    for num_images in (1, 2, 7) if chunk_views != 1 else (1,):
+        scorer.score(images_NHWC[:num_images])
+    images, views = scorer.chunk_images, scorer.chunk_views
+    assert shapes == {((images, 1, 32, 32), (images, views, 10))}
+    num_views = model.views.num_views
     if model.one_pass:
-        assert shape == [model.cutter.num_input_channels, *(32 + side - 1 for side in last_window(model.views))]
-        assert num_inputs == config.images_per_pass(model.views.num_views, (32, 32), "cpu")
-        assert num_inputs == (16 if chunk_views == 0 else max(1, chunk_views // model.views.num_views))
-    else:
-        assert shape == [model.cutter.num_input_channels, *model.views.view_size]
-        assert num_inputs <= config.views_per_chunk(model.views.view_size, "cpu")
+        assert views == num_views
+        assert images == (16 if chunk_views == 0 else max(1, chunk_views // num_views))
+    elif chunk_views:
+        assert images == max(1, chunk_views // num_views) and views <= chunk_views
+    assert -(-num_views // views) * views - num_views < views
+
+
+def test_one_pass_sees_the_image_continued_across_its_seams(request, images_NHWC):
+    for name in ("one_pass_bands_digits", "one_pass_crops_digits"):
+        model, shapes = request.getfixturevalue(name).classifier, set()
+        hook = model.network.register_forward_pre_hook(lambda _, inputs, seen=shapes: seen.add(inputs[0].shape[1:]))
+        try:
+            score(model, images_NHWC)
+        finally:
+            hook.remove()
+        wanted = (model.cutter.num_input_channels, *(32 + side - 1 for side in last_window(model.views)))
+        assert shapes == {wanted}
 
 
 def last_window(views):
@@ -222,8 +242,8 @@ def test_single_precision_is_single_precision_on_gpus_too(model, images_NHWC):
         lambda *_: seen.add((cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
     )
     try:
-        score(model, images_NHWC)
-        score(model, images_NHWC)
+        score(model, images_NHWC, shortcuts=False)
+        score(model, images_NHWC, shortcuts=False)
     finally:
         hook.remove()
     assert seen == {(True, False, True, False)}
@@ -285,6 +305,10 @@ def fixed(num_input_channels, view_size, num_classes):
 
 def ties(num_input_channels, view_size, num_classes):
     return Fixed([0.1, 0.3, 0.3, 0.3])
+
+def linear(num_input_channels, view_size, num_classes):
+    size = num_input_channels * view_size[0] * view_size[1]
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, num_classes))
 
 def certain(num_input_channels, view_size, num_classes):
     return Fixed([1e-30, 1e-30, 1e-30, 1.0])
@@ -420,7 +444,7 @@ class TestDevices:
         ({"score_floor": 1.1}, "not 1.1"),
         ({"score_floor": float("nan")}, "not nan"),
         ({"chunk_views": -1}, "chunk_views must be positive, or 0 to choose; not -1"),
-        ({"precision": "float16"}, "precision is one of float32, bfloat16, not 'float16'"),
+        ({"precision": "float16"}, "precision is one of float32, tf32, bfloat16, not 'float16'"),
     ],
 )
 def test_settings_without_sense_are_refused(settings, words):
@@ -429,8 +453,114 @@ def test_settings_without_sense_are_refused(settings, words):
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
-def test_chunks_shrink_as_views_grow(device_type):
-    sizes = [PredictionConfig().views_per_chunk((side, side), device_type) for side in (1, 28, 32, 80, 224, 4000)]
+def test_chunks_shrink_as_features_grow(device_type):
+    floats = [1, 1000, 65536, 10**6, 10**8, 10**10]
+    sizes = [PredictionConfig().views_per_chunk(count, device_type) for count in floats]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] == 1
-    assert PredictionConfig(chunk_views=5).views_per_chunk((224, 224), device_type) == 5
+    assert sizes[0] > 1 and sizes[-1] == 1
+    assert PredictionConfig(chunk_views=5).views_per_chunk(10**8, device_type) == 5
+
+
+MEMORY_NETWORKS = """
+import torch
+from torch import nn
+
+LIMIT = 0
+
+class Hungry(nn.Module):
+    '''Runs out of memory above a number of views, as a GPU or as the CPU's allocator says it.'''
+    def __init__(self, num_inputs, num_classes, on_cpu):
+        super().__init__()
+        self.layer, self.on_cpu = nn.Linear(num_inputs, num_classes), on_cpu
+
+    def forward(self, views):
+        if len(views) > LIMIT:
+            if self.on_cpu:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.layer(views.flatten(1))
+
+def gpu(num_input_channels, view_size, num_classes):
+    return Hungry(num_input_channels * view_size[0] * view_size[1], num_classes, False)
+
+def cpu(num_input_channels, view_size, num_classes):
+    return Hungry(num_input_channels * view_size[0] * view_size[1], num_classes, True)
+"""
+
+
+class TestTooLittleMemory:
+    IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 10, 1), dtype=np.uint8)
+
+    @pytest.fixture(params=["gpu", "cpu"])
+    def hungry(self, request, tmp_path, monkeypatch):
+        (tmp_path / "hungry_networks.py").write_text(MEMORY_NETWORKS)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "hungry_networks", raising=False)
+        module = importlib.import_module("hungry_networks")
+        module.LIMIT = 1000
+        config = ClassifierConfig(network=f"hungry_networks:{request.param}")
+        model = initial_classifier(config, BandViews(image_size=(8, 10), width=3), 1, 4, seed=0).eval()
+        return model, module
+
+    @pytest.mark.parametrize(("limit", "left"), [(9, 6), (1, 1), (30, 25)])
+    def test_halves_the_chunks_and_goes_on(self, hungry, limit, left):
+        model, module = hungry
+        expected = score(model, self.IMAGES)
+        scorer = ViewScorer(model, PredictionConfig(chunk_views=50), CPU)
+        module.LIMIT = limit
+        with pytest.warns(RuntimeWarning, match=r"Memory ran out with 50 views in one pass; going on with 25\."):
+            scored = scorer.score(self.IMAGES)
+        assert scorer.chunk_images * scorer.chunk_views <= left
+        assert_same(scored, expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same(scorer.score(self.IMAGES), expected)
+
+    @pytest.mark.filterwarnings("ignore:Memory ran out")
+    def test_one_view_that_does_not_fit_is_said(self, hungry):
+        model, module = hungry
+        scorer = ViewScorer(model, PredictionConfig(), CPU)
+        module.LIMIT = 0
+        words = r"too little memory for one 8x10 view on cpu: .*allocate.*\n  Use a smaller network"
+        with pytest.raises(ModelError, match=words):
+            scorer.score(self.IMAGES)
+
+    def test_other_errors_are_not_taken_for_it(self, hungry):
+        model, _ = hungry
+        scorer = ViewScorer(model, PredictionConfig(), CPU)
+        with pytest.raises(RuntimeError, match="unrelated"):
+            model.network.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("unrelated")))
+            scorer.score(self.IMAGES)
+
+
+def test_tf32_on_a_cpu_is_refused(model):
+    words = "tf32 is arithmetic of NVIDIA GPUs, but the device is cpu.\n  Use --prediction.precision float32"
+    with pytest.raises(ModelError, match=words):
+        ViewScorer(model, PredictionConfig(precision="tf32"), CPU)
+
+
+def test_shortcuts_cast_the_votes_of_the_network_as_it_is_written(model, images_NHWC):
+    fast, plain = (score(model, images_NHWC, shortcuts=shortcuts, score_floor=0.001) for shortcuts in (True, False))
+    np.testing.assert_array_equal(fast.top_classes_NV, plain.top_classes_NV)
+    for threshold in THRESHOLDS:
+        np.testing.assert_array_equal(votes_of(fast, threshold, 10), votes_of(plain, threshold, 10))
+    assert np.abs(dense_scores(fast, 10) - dense_scores(plain, 10)).max() <= 1
+
+
+def test_joined_scores_are_those_of_all_images_at_once(model, images_NHWC):
+    scorer = ViewScorer(model, PredictionConfig(), CPU)
+    parts = [scorer.score(images_NHWC[rows]) for rows in (slice(0, 2), slice(2, 2), slice(2, 7))]
+    assert_same(ScoredViews.joined(parts), scorer.score(images_NHWC))
+
+
+def test_without_a_compiler_the_setting_is_refused(own_model, monkeypatch):
+    def no_compiler(*_arguments, **_settings):
+        def call(*_inputs):
+            raise RuntimeError("No working C++ compiler found")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    words = r"torch.compile cannot compile 'scoring_networks:linear' here: .*No working C\+\+ compiler.*\n.*no-compile"
+    with pytest.raises(ModelError, match=words):
+        ViewScorer(own_model("linear"), PredictionConfig(compile=True), CPU)
