@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -74,16 +75,23 @@ class Preprocessing:
         }
 
     def apply(self, data: bytes | None) -> bytes:
+        """The pixels of ``convert``."""
+        return self.convert(data)[0]
+
+    def convert(self, data: bytes | None, name: str = "") -> tuple[bytes, str | None]:
         """Decode, convert and resize one image.
 
         Args:
             data: the encoded file.
+            name: of the image; the format its suffix promises is compared with the one found.
 
         Returns:
-            uint8 pixels, row by row, channels last: ``num_bytes`` bytes.
+            uint8 pixels, row by row, channels last: ``num_bytes`` bytes; and what is unusual about the file and was
+            converted ("CMYK to RGB", "a PNG file by another name"), or None.
 
         Raises:
-            ImageError: it cannot be decoded, is cut off, too large, of an unknown colour space or of another size.
+            ImageError: it cannot be decoded, is cut off, too large, without any extent, of an unknown colour space or
+                of another size.
             DatasetError: it is encoded in a way that makes it another variant of the dataset.
         """
         if not data:
@@ -97,9 +105,12 @@ class Preprocessing:
                         f"it has {image.height}x{image.width} = {num_pixels:,} pixels, more than max_pixels "
                         f"{self.max_pixels:,}"
                     )
+                if num_pixels == 1 and self.resize != "none":
+                    raise ImageError("it is 1x1 pixels: a placeholder, not a picture")
                 with _large_image_lock if num_pixels > _LARGE_PIXELS else contextlib.nullcontext():
                     image.load()
-                    return self._resized(self._converted(image)).tobytes()
+                    converted = self._converted(image)
+                    return self._resized(converted).tobytes(), _conversion(image, converted.mode, name)
         except Image.DecompressionBombError:
             raise ImageError(f"it has more than max_pixels {self.max_pixels:,} pixels") from None
         except UnidentifiedImageError:
@@ -155,6 +166,15 @@ class Preprocessing:
             return padded
         top, left = round((scaled_height - height) / 2), round((scaled_width - width) / 2)
         return scaled.crop((left, top, left + width, top + height))
+
+
+def _conversion(image: Image.Image, mode: str, name: str) -> str | None:
+    """What was unusual about a file, in words."""
+    words = [] if image.mode == mode else [f"{image.mode} to {mode}"]
+    promised = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    if promised is not None and image.format != promised and (image.format, promised) != ("MPO", "JPEG"):
+        words.append(f"a {image.format} file by another name")
+    return "; ".join(words) or None
 
 
 def scaled_size(native: tuple[int, int], image_size: tuple[int, int], resize: str) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from patchcert.errors import DatasetError, ResourceError
 
 PLAN_FILE = "preparation.json"
 QUARANTINE_FILE = "quarantine.parquet"
+CONVERTED_FILE = "converted.parquet"
 
 _GROUP_BYTES = 16 * 2**20
 _MOST_ROWS_PER_GROUP = 4_096
@@ -232,7 +233,7 @@ def _find_work(
         folder=folder,
         split=split,
         identity=identity,
-        rows=None if is_finished or sources is None else sources.select(on_warning),
+        rows=None if is_finished or sources is None else sources.select(on_warning, on_bad_name=config.on_bad_image),
         source=place,
         finished=PreparedDataset.open(folder) if is_finished else None,
     )
@@ -348,6 +349,7 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
     shards: list[Shard] = []
     quarantined: list[dict[str, Any]] = []
     images_per_class_K = np.zeros(len(work.rows.class_names), np.int64)
+    converted: list[dict[str, Any]] = []
     for file, token in zip(files, tokens, strict=True):
         note = shard_note(folder, file, token)
         if note is None:
@@ -357,6 +359,7 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
             )
         shards.append(note["shard"])
         quarantined += note["quarantined"]
+        converted += note.get("converted", [])  # shards begun by an earlier version have no such list
         with folder.open(file) as stream:
             for batch in pq.ParquetFile(stream).iter_batches(columns=["label", "row_sha256"]):
                 images_per_class_K += np.bincount(batch.column("label"), minlength=len(images_per_class_K))
@@ -367,11 +370,12 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
             f"all {len(quarantined)} images of the {work.split} split of {work.spec.name} are bad, the first: "
             f"{quarantined[0]['image_id']}: {quarantined[0]['reason']}\n  Check the source {work.source['uri']}."
         )
-    if quarantined:
-        schema = pa.schema(
-            [("image_id", pa.string()), ("place", pa.string()), ("label", pa.int64()), ("reason", pa.string())]
-        )
-        folder.write(QUARANTINE_FILE, pa.Table.from_pylist(quarantined, schema=schema))
+    for name, listed, what in ((QUARANTINE_FILE, quarantined, "reason"), (CONVERTED_FILE, converted, "conversion")):
+        if listed:
+            schema = pa.schema(
+                [("image_id", pa.string()), ("place", pa.string()), ("label", pa.int64()), (what, pa.string())]
+            )
+            folder.write(name, pa.Table.from_pylist(listed, schema=schema))
     record = {
         "schema_version": SCHEMA_VERSION,
         "name": work.spec.name,
@@ -386,6 +390,8 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
         "rows_per_group": work.identity["rows_per_group"],
         "num_quarantined": len(quarantined),
         "quarantine_file": QUARANTINE_FILE if quarantined else None,
+        "num_converted": len(converted),
+        "converted_file": CONVERTED_FILE if converted else None,
         "source": work.source,
         "identity": work.identity,
         "made_with": {

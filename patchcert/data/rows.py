@@ -21,12 +21,14 @@ class SourceRow(NamedTuple):
         data: the encoded file; None or empty when the source has no bytes for it.
         label: class index; None when the source has none.
         place: where to find it, for messages: file and row, or path.
+        problem: why it is a bad image whatever its pixels hold; None: nothing is known against it.
     """
 
     image_id: str
     data: bytes | None
     label: int | None
     place: str
+    problem: str | None = None
 
 
 class RowSource(Protocol):

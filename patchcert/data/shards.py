@@ -32,7 +32,7 @@ _SHARD_KEY = b"patchcert.shard"
 # What a decoding thread gets at a time: enough rows to outweigh the hand-over, few enough bytes to keep memory flat.
 _BATCH_ROWS = 32
 _BATCH_BYTES = 4 * 2**20
-_MOST_NAMED = 10
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,7 @@ class ShardTask:
         """
         bad: list[_Prepared] = []
         good: list[_Prepared] = []
+        converted: list[dict[str, Any]] = []
         schema = _shard_schema(self)
         decode = functools.partial(_decode_rows, self)
         batches = ordered_map(pool, decode, _batches(self.rows.read()), num_threads + 2)
@@ -99,6 +100,8 @@ class ShardTask:
             with contextlib.closing(writer):
                 for image in itertools.chain.from_iterable(batches):
                     (good if image.problem is None else bad).append(image)
+                    if image.conversion is not None:
+                        converted.append(_listed(image.row, conversion=image.conversion))
                     if len(good) == self.rows_per_group:
                         writer.write_table(_table(schema, good), row_group_size=self.rows_per_group)
                         yield len(good)
@@ -107,12 +110,9 @@ class ShardTask:
                     raise _bad_images(self, bad)
                 if good:
                     writer.write_table(_table(schema, good), row_group_size=self.rows_per_group)
-                quarantined = [
-                    {"image_id": b.row.image_id, "place": b.row.place, "label": b.row.label, "reason": b.problem}
-                    for b in bad
-                ]
-                note = json.dumps({"token": self.token, "quarantined": quarantined}, ensure_ascii=False)
-                writer.add_key_value_metadata({_SHARD_KEY: note.encode()})
+                quarantined = [_listed(image.row, reason=image.problem) for image in bad]
+                note = {"token": self.token, "quarantined": quarantined, "converted": converted}
+                writer.add_key_value_metadata({_SHARD_KEY: json.dumps(note, ensure_ascii=False).encode()})
         yield len(good) + len(bad)
 
 
@@ -196,6 +196,7 @@ class _Prepared(NamedTuple):
     data: bytes
     digest: bytes
     problem: str | None
+    conversion: str | None
 
 
 def _batches(rows: Iterator[SourceRow]) -> Iterator[list[SourceRow]]:
@@ -215,13 +216,15 @@ def _decode_rows(task: ShardTask, rows: list[SourceRow]) -> list[_Prepared]:
     decoded = []
     for row in rows:
         try:
+            if row.problem is not None:
+                raise ImageError(row.problem)
             if row.label is None or not 0 <= row.label < task.num_classes:
                 raise ImageError(
                     f"its label is {row.label}, but {task.spec.name} has classes 0 to {task.num_classes - 1}"
                 )
-            pixels = task.preprocessing.apply(row.data)
+            pixels, conversion = task.preprocessing.convert(row.data, row.image_id)
         except ImageError as error:
-            decoded.append(_Prepared(row._replace(data=None), b"", b"", str(error)))
+            decoded.append(_Prepared(row._replace(data=None), b"", b"", str(error), None))
             continue
         except DatasetError as error:
             raise DatasetError(
@@ -231,7 +234,7 @@ def _decode_rows(task: ShardTask, rows: list[SourceRow]) -> list[_Prepared]:
         digest = row_digest(row.image_id, row.label, pixels)
         if task.storage == "encoded":
             pixels = encode_png(pixels, task.preprocessing.image_size, task.preprocessing.num_channels)
-        decoded.append(_Prepared(row._replace(data=None), pixels, digest, None))
+        decoded.append(_Prepared(row._replace(data=None), pixels, digest, None, conversion))
     return decoded
 
 
@@ -240,6 +243,10 @@ def _other_variant(spec: DatasetSpec) -> str:
         if other.encoding not in (None, spec.encoding) and other.class_names == spec.class_names:
             return f"dataset {other.name}"
     return "a dataset registered for such files"
+
+
+def _listed(row: SourceRow, **what: str | None) -> dict[str, Any]:
+    return {"image_id": row.image_id, "place": row.place, "label": row.label, **what}
 
 
 def _shard_schema(task: ShardTask) -> pa.Schema:

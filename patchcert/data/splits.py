@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,8 @@ from patchcert.data.registry import DatasetSpec, ExpectedImages
 from patchcert.data.rows import RowReader, RowSource, Source, SourceRow
 from patchcert.errors import DatasetError, ImageError
 
+_MOST_NAMED = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRows:
@@ -23,9 +27,11 @@ class SplitRows:
 
     Attributes:
         segments: for each part of the source its rows and the ascending positions taken from it, int64.
+        problems: what is wrong with the names of images, by their position within the split.
     """
 
     segments: tuple[tuple[RowSource, np.ndarray], ...]
+    problems: Mapping[int, str]
 
     @property
     def num_rows(self) -> int:
@@ -46,7 +52,8 @@ class SplitRows:
             if low < high:
                 readers.append((source.take(positions[low:high]), high - low))
             first += len(positions)
-        return TakenSplitRows(readers=tuple(readers))
+        problems = {row - start: problem for row, problem in self.problems.items() if start <= row < stop}
+        return TakenSplitRows(readers=tuple(readers), problems=problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +62,11 @@ class TakenSplitRows:
 
     Attributes:
         readers: for each part of the source the images taken from it, and how many they are.
+        problems: what is wrong with the names of images, by their position among these.
     """
 
     readers: tuple[tuple[RowReader, int], ...]
+    problems: Mapping[int, str]
 
     @property
     def num_rows(self) -> int:
@@ -66,8 +75,9 @@ class TakenSplitRows:
 
     def read(self) -> Iterator[SourceRow]:
         """All of them in order, in bounded memory."""
-        for reader, num_rows in self.readers:
-            yield from reader.read(np.arange(num_rows))
+        rows = itertools.chain.from_iterable(reader.read(np.arange(num_rows)) for reader, num_rows in self.readers)
+        for position, row in enumerate(rows):
+            yield row._replace(problem=self.problems.get(position))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +113,12 @@ class SplitSources:
         """Digest of the names and sizes of the files behind this split."""
         return "+".join(source.fingerprint for source in self.sources)
 
-    def select(self, on_warning: Callable[[str], object] = warnings.warn) -> SplitRows:
+    def select(
+        self,
+        on_warning: Callable[[str], object] = warnings.warn,
+        *,
+        on_bad_name: Literal["error", "quarantine"] = "error",
+    ) -> SplitRows:
         """Decide which images belong to the split.
 
         Held out for validation are the training images whose names hash lowest under ``validation_seed``: a choice
@@ -111,10 +126,12 @@ class SplitSources:
 
         Args:
             on_warning: called when the source holds another number of images than the dataset, and may.
+            on_bad_name: quarantine: images without a name, and all but the first that share one, are read with a
+                problem.
 
         Raises:
             DatasetError: the split is empty, more is held out than there is, or the source is incomplete.
-            ImageError: two images of the split share a name.
+            ImageError: images of the split have no name or share one, unless they are to be quarantined.
         """
         if self.expected is not None:
             self._check_counts(self.sources[0], self.expected, on_warning)
@@ -126,8 +143,17 @@ class SplitSources:
             raise DatasetError(f"the {self.split} split of {self.dataset} has no images\n  Check the source.")
         if self.limit is not None:
             segments = _first(segments, self.limit)
-        _check_names(self.split, segments)
-        return SplitRows(segments=tuple(segments))
+        problems = _name_problems(segments)
+        if problems and on_bad_name == "error":
+            named = [f"row {row}: {problem}" for row, problem in list(problems.items())[:_MOST_NAMED]]
+            more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+            raise ImageError(
+                f"{len(problems)} images of the {self.split} split of {self.dataset} have no image_id of their own\n  "
+                + "\n  ".join(named)
+                + f"{more}\n  Give every image its own image_id or drop that column, or set data.on_bad_image to "
+                "quarantine: the first image of a name is then kept."
+            )
+        return SplitRows(segments=tuple(segments), problems=problems)
 
     def _check_counts(self, source: RowSource, expected: ExpectedImages, on_warning: Callable[[str], object]) -> None:
         labels_N = source.labels()
@@ -229,19 +255,22 @@ def _first(segments: list[tuple[RowSource, np.ndarray]], limit: int) -> list[tup
     return [segment for segment in kept if len(segment[1])]
 
 
-def _check_names(split: str, segments: list[tuple[RowSource, np.ndarray]]) -> None:
+def _name_problems(segments: list[tuple[RowSource, np.ndarray]]) -> dict[int, str]:
+    """What is wrong with the names of images, by their position in the split."""
     if all(source.has_generated_ids for source, _ in segments) and len(segments) == 1:
-        return
+        return {}
     names = pa.concat_arrays([source.image_ids().take(pa.array(rows)) for source, rows in segments])
-    if names.null_count:
-        raise ImageError(
-            f"{names.null_count} images of the {split} split have no image_id\n  Fill the column, or drop it."
-        )
-    counts = pc.value_counts(names)
-    doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
-    if doubled:
-        first = np.flatnonzero(pc.equal(names, doubled[0]).to_numpy(zero_copy_only=False))
-        raise ImageError(
-            f"{len(doubled)} image names of the {split} split are not unique: {doubled[0]!r} is at rows "
-            f"{', '.join(str(row) for row in first[:5])}\n  Give every image its own image_id, or drop that column."
-        )
+    problems = {row: "it has no image_id" for row in np.flatnonzero(names.is_null()).tolist()}
+    first_rows: dict[str, int] = {}
+    # Only names that come more than once are looked at one by one: there are millions of others.
+    counts = pc.value_counts(names.drop_null())
+    doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    for row in np.flatnonzero(pc.is_in(names, doubled)).tolist():
+        name = names[row].as_py()
+        if name is None:
+            continue
+        if name in first_rows:
+            problems[row] = f"its image_id {name!r} is that of row {first_rows[name]}"
+        else:
+            first_rows[name] = row
+    return dict(sorted(problems.items()))

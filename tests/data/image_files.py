@@ -15,6 +15,13 @@ def encode(array, format="PNG", **options):
     return buffer.getvalue()
 
 
+def cmyk_photo(array):
+    """A JPEG in the colours of a printer, as some photo archives hold."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).convert("CMYK").save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
 def random_image(height, width, channels=3, seed=0):
     shape = (height, width) if channels == 1 else (height, width, channels)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

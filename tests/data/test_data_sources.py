@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import struct
@@ -79,8 +80,8 @@ def test_names_in_the_files_are_kept(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (["a", "b", "a"], r"not unique: 'a' is at rows 0, 2"),
-        (["a", None, "b"], "1 images of the test split have no image_id"),
+        (["a", "b", "a"], r"1 images of the test split .*\n  row 2: its image_id 'a' is that of row 0"),
+        (["a", None, "a"], r"2 images .*\n  row 1: it has no image_id\n  row 2: its image_id 'a' is that of row 0"),
     ],
 )
 def test_doubled_and_missing_names_are_refused(tiny, tmp_path, ids, message):
@@ -89,6 +90,24 @@ def test_doubled_and_missing_names_are_refused(tiny, tmp_path, ids, message):
     with pytest.raises(ImageError, match=message):
         prepare(DataConfig(dataset="tiny", source=str(tmp_path)), None, tmp_path / "out", splits=["test"])
     assert not (tmp_path / "out").exists()
+
+
+def test_doubled_and_missing_names_are_quarantined_but_for_the_first(tiny, tmp_path):
+    images = [encode(random_image(8, 8, seed=row)) for row in range(5)]
+    ids = pa.array(["a", None, "a", "b", "a"])
+    pq.write_table(hub_table(images, [0, 1, 2, 0, 1], image_id=ids), tmp_path / "test.parquet")
+    config = DataConfig(dataset="tiny", source=str(tmp_path), on_bad_image="quarantine")
+    for rows in (1, 2):
+        config = dataclasses.replace(config, rows_per_group=rows, rows_per_shard=rows)
+        test = prepare(config, None, tmp_path / f"out{rows}", splits=["test"])["test"]
+        assert test.read_all().image_ids.tolist() == ["a", "b"] and test.num_quarantined == 3
+        assert encode(test.read_all().images_NHWC[0]) == images[0]
+        listed = pq.read_table(tmp_path / f"out{rows}" / "test" / "quarantine.parquet").to_pylist()
+        assert [(row["place"], row["reason"]) for row in listed] == [
+            ("test.parquet row 1", "it has no image_id"),
+            ("test.parquet row 2", "its image_id 'a' is that of row 0"),
+            ("test.parquet row 4", "its image_id 'a' is that of row 0"),
+        ]
 
 
 def test_class_names_come_from_hub_metadata_or_are_asked_for(tmp_path):

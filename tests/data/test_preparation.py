@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from image_files import encode, hub_table, random_image, write_hub
+from image_files import cmyk_photo, encode, hub_table, random_image, write_hub
 from PIL import Image
 
 from patchcert.data import DataConfig, Folder, PreparedDataset, prepare, register_dataset
@@ -305,6 +305,40 @@ def test_huge_images_are_refused_within_memory(tiny, tmp_path):
     (tmp_path / "huge.png").rename(folder / "huge.png")
     with pytest.raises(ImageError, match=r"9000x12000 = 108,000,000 pixels, more than max_pixels 64,000,000"):
         prepare(config_for(tmp_path / "hub", resize="pad"), None, tmp_path / "out", splits=["test"])
+
+
+def test_a_placeholder_of_one_pixel_is_no_picture(tiny, tmp_path):
+    pq.write_table(
+        hub_table([encode(random_image(1, 1)), encode(random_image(1, 2))], [0, 1]), tmp_path / "test.parquet"
+    )
+    with pytest.raises(ImageError, match=r"1 bad image .*\n.*row 0\): it is 1x1 pixels: a placeholder"):
+        prepare(config_for(tmp_path, resize="stretch"), None, tmp_path / "out", splits=["test"])
+
+
+def test_images_that_had_to_be_converted_are_listed(tiny, tmp_path):
+    colour, grey = random_image(8, 8), random_image(8, 8, 1)
+    images = {
+        "plain.png": encode(colour),
+        "print.jpg": cmyk_photo(colour),
+        "scan.png": encode(grey),
+        "cut-out.png": encode(random_image(8, 8, 4)),
+        "misnamed.JPEG": encode(colour),
+        "no-suffix": encode(colour),
+        "both.jpg": encode(grey, "BMP"),
+    }
+    names = pa.array(list(images))
+    pq.write_table(hub_table(list(images.values()), [0] * 7, image_id=names), tmp_path / "test.parquet")
+    test = prepare(config_for(tmp_path, **SMALL), None, tmp_path / "out", splits=["test"])["test"]
+    assert (test.num_rows, test.num_quarantined) == (7, 0)
+    listed = pq.read_table(tmp_path / "out" / "test" / "converted.parquet").to_pylist()
+    assert {row["image_id"]: row["conversion"] for row in listed} == {
+        "print.jpg": "CMYK to RGB",
+        "scan.png": "L to RGB",
+        "cut-out.png": "RGBA to RGB",
+        "misnamed.JPEG": "a PNG file by another name",
+        "both.jpg": "L to RGB; a BMP file by another name",
+    }
+    assert json.loads((tmp_path / "out" / "test" / "dataset.json").read_text())["num_converted"] == 5
 
 
 def test_an_object_store_holds_the_same_dataset(hub, tmp_path):
