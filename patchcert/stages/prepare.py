@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from patchcert.data.parallel import ordered_map
-from patchcert.data.shards import ShardTask, Spread, make_shard
+from patchcert.data.prepared import available_cpus
+from patchcert.data.shards import ShardTask, Spread, in_threads, make_shard
 from patchcert.errors import PatchcertError, ResourceError
 from patchcert.stages.cluster import connected
 from patchcert.stages.resources import Resources
@@ -18,6 +19,8 @@ _MAX_RETRIES = 3
 def on_cluster(resources: Resources, *, verbose: bool = False) -> Spread:
     """Make shards on the CPUs of a cluster, one shard a core; all nodes have to see the source and the output folder.
 
+    A single shard is made by the threads of this process.
+
     Args:
         resources: which cluster.
         verbose: leave Ray's messages on.
@@ -27,6 +30,9 @@ def on_cluster(resources: Resources, *, verbose: bool = False) -> Spread:
     """
 
     def spread(tasks: Iterator[ShardTask], num_tasks: int) -> Iterator[int]:
+        if num_tasks <= 1:
+            yield from in_threads(available_cpus())(tasks, num_tasks)
+            return
         with connected(resources, verbose=verbose) as ray:
             num_cpus = int(ray.cluster_resources().get("CPU", 1))
             pool = _Cluster(ray)
