@@ -329,7 +329,8 @@ def number_words(number: Comparison) -> tuple[str, str, str]:
         values = (number.reported, number.measured)
         reported, measured = ("–" if value is None else f"{scale * value:.3g}" for value in values)
         return reported, measured, "–"
-    reported = "–" if number.reported is None else f"{100 * number.reported:.4g}"
+    # Papers print one decimal or two.
+    reported = "–" if number.reported is None else f"{100 * number.reported:.2f}".removesuffix("0")
     measured = "–" if number.measured is None else f"{100 * number.measured:.1f}"
     if number.low is not None and number.high is not None:
         measured += f" [{100 * number.low:.1f}, {100 * number.high:.1f}]"

@@ -162,6 +162,8 @@ def test_other_images_than_the_papers_form_no_difference(suite, results, tmp_pat
 def test_percent_and_milliseconds_as_words():
     number = Comparison(metric="clean", reported=0.884, measured=0.9, low=0.85, high=0.93, comparable=True)
     assert number_words(number) == ("88.4", "90.0 [85.0, 93.0]", "+1.6 [-3.4, +4.6]")
+    assert number_words(dataclasses.replace(number, reported=0.5283))[0] == "52.83"
+    assert number_words(dataclasses.replace(number, reported=0.51))[0] == "51.0"
     assert number_words(Comparison(metric="milliseconds", reported=17.5)) == ("17.5", "–", "–")
     assert number_words(Comparison(metric="certified", measured=0.0, low=0.0, high=0.1)) == (
         "–",
