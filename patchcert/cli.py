@@ -462,7 +462,9 @@ def _show_suite(words: list[str]) -> None:
     suite, recipes, options, _ = _parsed_suite(words)
     terminal = _terminal()
     run = SuiteRun(suite, recipes, options, terminal)
-    shown = Table("experiment", "results filed as", "views", "epochs", "questions", "there already", title=suite.title)
+    shown = Table(title=suite.title)
+    for heading in ("experiment", "results filed as", "views", "epochs", "questions", "there already"):
+        shown.add_column(heading, overflow="fold", no_wrap=heading in ("results filed as", "there already"))
     for name, filed_as, there in run.plan():
         recipe = recipes[name]
         study = recipe.study

@@ -105,9 +105,9 @@ class SuiteRun:
         found = []
         for name, recipe in self.recipes.items():
             there = {
-                "a model": self.workspace.latest_model(recipe.name) is not None,
+                "model": self.workspace.latest_model(recipe.name) is not None,
                 "votes": _count(self.workspace, "votes", recipe.name, SUCCESS) > 0,
-                "a study": _count(self.workspace, "studies", recipe.name, SUMMARY) > 0,
+                "study": _count(self.workspace, "studies", recipe.name, SUMMARY) > 0,
             }
             found.append((name, recipe.name, ", ".join(words for words, is_there in there.items() if is_there) or "–"))
         return found

@@ -11,6 +11,9 @@ import pytest
 
 from .conftest import CommandLine
 
+# Several trainings, and the whole suite twice.
+pytestmark = pytest.mark.timeout(600)
+
 SUITE = ("study", "drs-cifar10", "--quick", "--only", "columns4", "rows4")
 SMALL = (
     "--data.limit", "60", "--data.validation-size", "20", "--classifier.width", "0.1", "--training.epochs", "1",
@@ -56,7 +59,7 @@ def test_repeat_keeps_what_was_there_and_ends_with_tables_report_and_link(killed
     out, err = killed_and_repeated.output
     assert err.count("was trained already") == 2 and "was answered already" in err
     assert all(path.stat().st_mtime_ns == made for path, made in killed_and_repeated.kept.items())
-    assert "Table 4: column bands by width" in out and "reported" in out and "counting (deterministic)" in out
+    assert "Table 4: column bands by width" in out and "reported" in out and "deterministic" in out
     assert "Report: " in err and "tracker: http://127.0.0.1:5000/#/experiments/" in err
     work = killed_and_repeated.folder / "work"
     (folder,) = (work / "suites").iterdir()
@@ -97,10 +100,9 @@ def test_failing_experiment_stops_no_other_and_a_missing_tracker_warns_once(kill
     (weights,) = (tmp_path / "work" / "models").glob("bandnetrow4-digits-quick*/*/*.safetensors")
     weights.write_bytes(b"no weights")
     environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    out, err = command(*SUITE, *SMALL, code=2, env=environment)
+    _, err = command(*SUITE, *SMALL, code=2, env=environment)
     assert "StudyError: drs-cifar10: 1 of 2 experiments were not measured.\n  rows4: " in err
     assert err.count("warning:") == 1 and "Publish the studies when the tracker is back:  patchcert publish" in err
-    assert "columns of width 4" in out
     (folder,) = (tmp_path / "work" / "suites").iterdir()
     structures = pd.read_csv(folder / "tables" / "structures.csv").set_index("structure")
     assert structures.loc["rows of height 4", "note"].str.startswith("not measured: ").all()
@@ -109,7 +111,7 @@ def test_failing_experiment_stops_no_other_and_a_missing_tracker_warns_once(kill
 
 def test_show_and_list_name_suites_and_what_is_there(killed_and_repeated):
     out, err = killed_and_repeated("show", *SUITE[1:], *SMALL)
-    assert "bandnetrow4-digits-quick" in out and "a model, votes, a study" in " ".join(out.split())
+    assert "bandnetrow4-digits-quick" in out and "model, votes, study" in out
     (folder,) = (killed_and_repeated.folder / "work" / "suites").iterdir()
     assert folder.name in err and "Run it:  patchcert study drs-cifar10 --quick --only" in err
     assert "rc-imagenet" in killed_and_repeated("list")[0]
