@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from patchcert import __version__
+from patchcert.studies.config import VarianceConfig
 
 _USAGE = """\
 usage: patchcert COMMAND [RECIPE] [--options]
@@ -22,6 +23,7 @@ commands
   train RECIPE         train the base classifier
   vote RECIPE          score all views of the test images
   study RECIPE|SUITE   answer all questions from the votes; of a suite (rc-cifar10, drs-mnist): recompute a whole paper
+  variance RECIPE      draw random crops 200 times: how certified accuracy scatters between draws
   run RECIPE           prepare, train, vote and study in one go, skipping what is there
   report FOLDER ...    one report over several studies
   publish FOLDER ...   send studies to the tracker (again); repeating is safe
@@ -139,6 +141,14 @@ class StudyOptions:
     """Folder for the results; unset: one of its own in the work folder."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VarianceOptions(StudyOptions):
+    """Options of ``patchcert variance``."""
+
+    variance: VarianceConfig = dataclasses.field(default_factory=VarianceConfig)
+    """What is drawn and certified."""
+
+
 def _prepare(words: list[str]) -> None:
     recipe, options, _ = _recipe_command("prepare")(words)
     pipeline = _pipeline(recipe, options)
@@ -248,6 +258,18 @@ def _parsed_suite(words: list[str]) -> tuple[Any, dict[str, Any], Any, Any]:
         return dataclasses.replace(recipe, **{name: getattr(parsed, name) for name in _SUITE_SECTIONS})
 
     return suite, chosen_recipes(suite, first.suite.only, override), first.options, first.suite
+
+
+def _variance(words: list[str]) -> None:
+    recipe, options, extra = _recipe_command("variance", VarianceOptions)(words)
+    pipeline = _pipeline(recipe, options)
+    from patchcert.studies.console import variance_table
+    from patchcert.votes import VoteTable
+
+    table = VoteTable.open(extra.votes) if extra.votes else None
+    result = pipeline.variance(extra.variance, table, out=extra.out)
+    pipeline.terminal.result(variance_table(result.summary))
+    pipeline.terminal.say(f"Raw repeats, figures of each image, summary and figure: {result.folder}")
 
 
 def _run(words: list[str]) -> None:
@@ -529,6 +551,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "vote": _vote,
     "study": _study,
+    "variance": _variance,
     "run": _run,
     "report": _report,
     "publish": _publish,

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patchcert import __version__
 from patchcert.console import Terminal
@@ -15,10 +15,14 @@ from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError, RecipeError, StudyError
 from patchcert.recipes import Recipe
 from patchcert.stages.resources import Resources
+from patchcert.studies.config import VarianceConfig
 from patchcert.studies.results import StudyResult
 from patchcert.tracking import TrackingConfig
 from patchcert.votes import VoteTable
 from patchcert.workspace import Workspace, canonical_settings
+
+if TYPE_CHECKING:
+    from patchcert.studies.variance_results import VarianceResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,11 +219,7 @@ class Pipeline:
         from patchcert.stages.cluster import connected
         from patchcert.studies.questions import questions
 
-        if table.views != self.recipe.voted_views:
-            from patchcert.votes.table import check_identity
-
-            asked_identity = table.identity | {"views": self.recipe.voted_views.identity()}
-            check_identity(table.identity, asked_identity, table.location)
+        self._check_views(table)
         if reuse and (found := self._find_study(table, out)) is not None:
             self.terminal.say(f"{self.recipe.name}: was answered already, study {found.folder}")
             return found
@@ -239,6 +239,73 @@ class Pipeline:
                 parts = answer(table, asked, on_part=on_part)
         return self._write_study(table, asked, parts, out, time.perf_counter() - started)
 
+    def variance(
+        self, config: VarianceConfig, table: VoteTable | None = None, *, out: str | None = None
+    ) -> "VarianceResult":
+        """Draws views again and again from a vote table, writes how certificates scatter, and publishes it.
+
+        Args:
+            config: what is drawn and certified; without patches those of the recipe's study are taken.
+            table: None: the table of the recipe's newest model.
+            out: folder of the results; None: a folder of the study's own in the work folder.
+
+        Raises:
+            VoteTableError: the table is missing or was made from something else.
+            StudyError: nothing can be drawn from its views.
+        """
+        import numpy as np
+
+        from patchcert.provenance import environment
+        from patchcert.stages.cluster import connected
+        from patchcert.studies.questions import headline_patch
+        from patchcert.studies.subject import Subject
+        from patchcert.studies.variance import draw_questions
+        from patchcert.studies.variance_results import write_variance
+        from patchcert.tracking import publish
+
+        config = dataclasses.replace(config, patches=config.patches or self.recipe.study.patches)
+        table = table or self.find_table()
+        self._check_views(table)
+        asked = draw_questions(config, table.views)
+        started = time.perf_counter()
+        with connected(self.options.resources, verbose=self.options.verbose):
+            from patchcert.stages.variance import draw_repeatedly
+
+            with self.terminal.progress(f"variance {self.recipe.name}", "images") as bar:
+                done = 0
+
+                def on_images(num_images: int) -> None:
+                    nonlocal done
+                    done += num_images
+                    bar.update(done, table.num_images)
+
+                drawn = draw_repeatedly(table, config, asked, on_images=on_images)
+        seconds = time.perf_counter() - started
+        subject = Subject.of_table(table, self.recipe.name)
+        # The streams of random numbers belong to the version of numpy that draws them.
+        identity = {
+            "version": __version__,
+            "numpy": np.__version__,
+            "variance": canonical_settings(config),
+            "votes": table.identity,
+        }
+        study = dataclasses.replace(self.recipe.study, patches=config.patches)
+        result = write_variance(
+            out or self.workspace.variance(self.recipe.name, identity),
+            subject=subject,
+            headline_patch=headline_patch(study, subject.image_size),
+            tables=drawn.tables(subject),
+            identity=identity,
+            run={
+                "recipe": self.recipe.name,
+                "vote_table": table.location,
+                "draw_seconds": round(seconds, 3),
+                "environment": environment(),
+            },
+        )
+        publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
+        return result
+
     def find_table(self) -> VoteTable:
         """The vote table of the recipe's newest model and prepared split."""
         from patchcert.models.checkpoint import read_checkpoint_config
@@ -254,6 +321,14 @@ class Pipeline:
             precision=self.recipe.prediction.precision,
         )
         return VoteTable.open(self.workspace.votes(self.recipe.name, identity), identity)
+
+    def _check_views(self, table: VoteTable) -> None:
+        """Raises VoteTableError for a table of other views than the recipe's."""
+        if table.views != self.recipe.voted_views:
+            from patchcert.votes.table import check_identity
+
+            asked_identity = table.identity | {"views": self.recipe.voted_views.identity()}
+            check_identity(table.identity, asked_identity, table.location)
 
     def _write_study(
         self, table: VoteTable, asked: list[Any], parts: list[Any], out: str | None, seconds: float
@@ -271,6 +346,7 @@ class Pipeline:
         }
         if (voting := table.measured()) is not None:
             run["voting"] = voting
+        prepared = self.workspace.data(self.recipe.data, self.recipe.views.image_size).folder(self.recipe.study.split)
         return write_study(
             out or self.workspace.study(self.recipe.name, identity),
             subject=Subject.of_table(table, self.recipe.name),
@@ -279,6 +355,7 @@ class Pipeline:
             parts=parts,
             identity=identity,
             run=run,
+            dataset=PreparedDataset.open(prepared) if prepared.exists("dataset.json") else None,
         )
 
     def _study_identity(self, table: VoteTable) -> dict[str, Any]:

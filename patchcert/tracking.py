@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from patchcert.studies.results import Location, StudyResult
+    from patchcert.studies.variance_results import VarianceResult
 
 # Set before mlflow is imported: no telemetry, no chatter, no pickles, seconds instead of minutes for a dying server.
 _ENVIRONMENT = {
@@ -112,8 +113,12 @@ def publish(
         TrackingError: in mode "strict", what failed.
     """
     from patchcert.studies.results import StudyResult
+    from patchcert.studies.variance_results import RECORD, VarianceResult
 
-    results = [StudyResult.open(folder) for folder in folders]
+    results = [
+        VarianceResult.open(folder) if Folder(folder).is_file(RECORD) else StudyResult.open(folder)
+        for folder in folders
+    ]
     if config.mode == "off":
         return []
     published: list[PublishedRun] = []
@@ -121,7 +126,10 @@ def publish(
     with _forgiving(config.mode == "strict", say, "the study was not recorded", command):
         tracker = Tracker(tracking_uri(config.uri, workspace.folder))
         for result in results:
-            published.append(tracker.publish_study(result))
+            if isinstance(result, VarianceResult):
+                published.append(tracker.publish_variance(result))
+            else:
+                published.append(tracker.publish_study(result))
     if len(published) == len(results):
         for link in dict.fromkeys(run.link for run in published):
             say(f"tracker: {link}" + ("  (start it with: patchcert ui)" if link.startswith(_LOCAL_HOST) else ""))
@@ -331,14 +339,40 @@ class Tracker:
         Args:
             result: an open result folder.
         """
+        return self._publish(
+            result, "certify", "study", _description(result), study_metrics(result), answers_table(result.answers)
+        )
+
+    def publish_variance(self, result: "VarianceResult") -> PublishedRun:
+        """Publishes a variance study as one run, found again by its result id; its raw repeats stay in files.
+
+        Args:
+            result: an open result folder.
+        """
+        from patchcert.studies.variance_figure import variance_figure
+
+        note = variance_figure(result.repeats, result.headline_patch).caption
+        return self._publish(result, "variance", "variance", note, variance_metrics(result), result.summary)
+
+    def _publish(
+        self,
+        result: "StudyResult | VarianceResult",
+        kind: str,
+        command: str,
+        description: str,
+        metrics: dict[int, dict[str, float]],
+        table: "pd.DataFrame",
+    ) -> PublishedRun:
+        from patchcert.studies.results import local_copy
+
         subject, measured_on = result.subject, result.run.get("environment", {})
-        experiment = self.experiment(f"patchcert/{subject.dataset}/certify")
+        experiment = self.experiment(f"patchcert/{subject.dataset}/{kind}")
         run_id = self.find_or_create_run(
             experiment,
             _RESULT_ID,
             result.result_id,
             name=f"{subject.defense}-{subject.split}-{result.result_id[:6]}",
-            tags=_source_tags(measured_on, f"patchcert study {subject.defense}"),
+            tags=_source_tags(measured_on, f"patchcert {command} {subject.defense}"),
         )
         # Metric points are a set; the run's own start as their time makes repeating harmless.
         timestamp = self.client.get_run(run_id).info.start_time
@@ -347,20 +381,19 @@ class Tracker:
             _MODEL_DIGEST: subject.model_digest,
             "patchcert.split_digest": subject.split_digest,
             "patchcert.version": importlib.metadata.version("patchcert"),
-            "mlflow.note.content": _description(result),
+            "mlflow.note.content": description,
             "mlflow.loggedArtifacts": json.dumps([{"path": _TABLE, "type": "table"}]),
         }
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)
         self.log_params(run_id, {"defense": subject.defense, **result.identity, "environment": measured_on})
-        for step, figures in study_metrics(result).items():
+        for step, figures in metrics.items():
             self.log_metrics(run_id, figures, step=step, timestamp=timestamp)
         self.log_dataset(run_id, f"{subject.dataset}-{subject.split}", subject.split_digest, "certification")
         self._link_model(run_id, subject)
         # log_table() would append to the table of an earlier attempt.
-        table = answers_table(result.answers)
         self.client.log_text(run_id, table.to_json(orient="split", index=False), _TABLE)
-        with result.local_copy() as folder:
+        with local_copy(result.folder) as folder:
             self.client.log_artifacts(run_id, str(folder))
         self.client.set_terminated(run_id, "FINISHED")
         return PublishedRun(run_id=run_id, experiment_id=experiment, link=self.save_view(experiment))
@@ -535,6 +568,33 @@ def study_metrics(result: "StudyResult") -> dict[int, dict[str, float]]:
     return steps
 
 
+def variance_metrics(result: "VarianceResult") -> dict[int, dict[str, float]]:
+    """The numbers of a variance study that become metrics, at its headline patch; the step is the number of draws.
+
+    ``cert_prob_...`` is the share of images that one draw certifies by p_c as reported (a heuristic): mean, standard
+    deviation, 5 % and 95 % quantile over the repeats. ``interval_mean`` is the mean over images of the interval of p_c.
+    Draws without replacement have names of their own where both were made.
+
+    Returns:
+        Step -> metric name -> value; fractions.
+    """
+    at_patch = result.summary[result.summary["patch"] == result.headline_patch]
+    rows = at_patch[at_patch["certificate"] == at_patch["certificate"].iloc[0]]
+    steps: dict[int, dict[str, float]] = {}
+    for _, row in rows.iterrows():
+        way = "" if row["draws"] == rows["draws"].iloc[0] else f"_{row['draws'].replace(' ', '_')}"
+        figures = {
+            "cert_prob_mean": row["certified_accuracy"],
+            "cert_prob_std": row["certified_accuracy_std"],
+            "cert_prob_p05": row["certified_accuracy_p05"],
+            "cert_prob_p95": row["certified_accuracy_p95"],
+            "interval_mean": row["confidence_interval"],
+        }
+        named = {f"variance_n_crops/{name}{way}": float(value) for name, value in figures.items()}
+        steps.setdefault(int(row["num_draws"]), {}).update(named)
+    return steps
+
+
 def answers_table(answers: "pd.DataFrame") -> "pd.DataFrame":
     """The answers with text labels, as MLflow's table view compares them between runs."""
     import pandas as pd
@@ -569,6 +629,12 @@ def _view_state(logged: set[str]) -> dict[str, Any]:
             "certified accuracy against drawn views",
             "curve_n_crops",
             [f"{kind}_cert_acc_{way}" for kind in ("heuristic", "probabilistic") for way in ways],
+            "",
+        ),
+        (
+            "certified accuracy of single draws against drawn views: mean, 5 % and 95 %",
+            "variance_n_crops",
+            [f"cert_prob_{figure}" for figure in ("mean", "p05", "p95")],
             "",
         ),
     )

@@ -27,7 +27,7 @@ def settings_key(*settings: Any) -> str:
 
 
 class Workspace:
-    """One work folder: ``data/``, ``training/``, ``models/``, ``votes/``, ``studies/`` and the tracking store."""
+    """One work folder: ``data/``, ``training/``, ``models/``, ``votes/``, studies of votes, and the tracking store."""
 
     def __init__(self, location: str | None = None) -> None:
         """Chooses the folder: what is given, else PATCHCERT_WORK, else ``patchcert-work`` in the current folder."""
@@ -79,3 +79,7 @@ class Workspace:
     def study(self, recipe_name: str, identity: dict[str, Any]) -> Folder:
         """Folder of the results of one study."""
         return self.folder.folder(f"studies/{recipe_name}-{fingerprint(identity)[:8]}")
+
+    def variance(self, recipe_name: str, identity: dict[str, Any]) -> Folder:
+        """Folder of the results of one variance study."""
+        return self.folder.folder(f"variance/{recipe_name}-{fingerprint(identity)[:8]}")

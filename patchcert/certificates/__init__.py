@@ -6,8 +6,13 @@ from patchcert.certificates.intervals import clopper_pearson_lower, wilson_inter
 from patchcert.certificates.near_ties import cast_votes, doubtful_votes, score_margins
 from patchcert.certificates.outcomes import Outcome, predict
 from patchcert.certificates.paired import PairedComparison, compare_paired
-from patchcert.certificates.placement import certify_placement
-from patchcert.certificates.reported_crops import Feasibility, certify_random_crops_reported, reported_feasibility
+from patchcert.certificates.placement import PlacementFailures, certify_placement, failing_placements
+from patchcert.certificates.reported_crops import (
+    Feasibility,
+    certify_random_crops_reported,
+    reported_confidences,
+    reported_feasibility,
+)
 from patchcert.certificates.sampled_views import certify_sampled
 from patchcert.certificates.squares import certified_accuracy_by_side, largest_certified_square
 from patchcert.errors import CertificateError
@@ -17,6 +22,7 @@ __all__ = [
     "Feasibility",
     "Outcome",
     "PairedComparison",
+    "PlacementFailures",
     "cast_votes",
     "certified_accuracy_by_side",
     "certify_counting",
@@ -27,8 +33,10 @@ __all__ = [
     "clopper_pearson_lower",
     "compare_paired",
     "doubtful_votes",
+    "failing_placements",
     "largest_certified_square",
     "predict",
+    "reported_confidences",
     "reported_feasibility",
     "score_margins",
     "votes_to_flip",

@@ -1,6 +1,8 @@
 """Votes of every view in, verdicts out: the exact certificate against a patch at every place it may take."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +67,57 @@ def certify_placement(
     return Outcome(predictions_N=predictions_N, certified_N=margin_N >= 0, guarantee="deterministic", margin_N=margin_N)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlacementFailures:
+    """Where a patch can lie to change predictions, over N images and P placements (row-major places of its box)."""
+
+    images_P: IntArray
+    """How many of the images the patch can change at each placement, int64, shape (P,); adds up over parts."""
+
+    placements_N: IntArray
+    """At how many placements the patch can change each image, int64, shape (N,); 0 iff it is certified."""
+
+    worst_N: IntArray
+    """The placement with the least margin, the first of equal ones, int64, shape (N,)."""
+
+
+def failing_placements(
+    votes: npt.ArrayLike,
+    views: ViewSet,
+    patch: Patch,
+    *,
+    num_classes: int | None = None,
+    doubtful: npt.ArrayLike | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> PlacementFailures:
+    """Find where the patch can lie to change predictions: the placements at which ``certify_placement`` fails.
+
+    Args:
+        votes: as for ``certify_placement``.
+        views: as for ``certify_placement``.
+        patch: the footprint.
+        num_classes: as for ``certify_placement``.
+        doubtful: as for ``certify_placement``.
+        chunk_bytes: as for ``certify_placement``.
+
+    Raises:
+        CertificateError: the votes, their doubts and the view set do not fit together.
+        GeometryError: the patch is larger than the image.
+
+    Guarantee: deterministic; exact for an attacker who controls every affected view freely.
+    """
+    ballots = Ballots(votes, views.num_views, num_classes, doubtful)
+    affected = views.affected_views(patch, every_placement=True)
+    images_P = np.zeros(math.prod(patch.placements(views.image_size)), dtype=np.int64)
+    placements_N, worst_N = np.zeros((2, ballots.num_images), dtype=np.int64)
+    for images in image_chunks(ballots, np.arange(ballots.num_images), [affected], chunk_bytes):
+        margin_BP = Tally(ballots, images).margins_by_placement(affected, chunk_bytes)
+        images_P += (margin_BP < 0).sum(axis=0)
+        placements_N[images] = (margin_BP < 0).sum(axis=1)
+        worst_N[images] = margin_BP.argmin(axis=1)
+    return PlacementFailures(images_P=images_P, placements_N=placements_N, worst_N=worst_N)
+
+
 def image_chunks(
     ballots: Ballots, images: IntArray, affected: Sequence[AffectedViews], chunk_bytes: int
 ) -> list[IntArray]:
@@ -116,6 +169,32 @@ class Tally:
         floor_BK[self._rows_B, strongest_B] = _FAR
         self._lower(margin_B, kept_BP, affected, chunk_bytes, *np.nonzero(floor_BK < margin_B[:, None]))
         return margin_B
+
+    def margins_by_placement(self, affected: AffectedViews, chunk_bytes: int) -> IntArray:
+        """Return the least margin over rivals at every placement, int64, shape (B, P).
+
+        It is exact wherever it is negative or the least of its image, and an upper bound elsewhere: rivals that are
+        neither are not summed over.
+        """
+        kept_BP = self._own_B.astype(np.int32)[:, None] - affected.counts_P.astype(np.int32)
+        kept_BP -= affected.sums(self._own_planes_BV)
+        floor_BK = kept_BP.min(axis=1)[:, None] - self._possible_BK - self._ties_BK
+        floor_BK[self._rows_B, self.predictions_B] = _FAR
+        # Of the rivals without votes only the ties differ; where every rival has votes the bound is the kept votes.
+        has_votes_BK = self._possible_BK > 0
+        without_votes_BK = np.where(has_votes_BK, 0, self._ties_BK)
+        margin_BP = kept_BP.astype(np.int64) - without_votes_BK.max(axis=1)[:, None]
+        no_such_B = (has_votes_BK | (floor_BK == _FAR)).all(axis=1)
+        margin_BP[no_such_B] = _FAR
+        least_B = self.margins(affected, chunk_bytes)
+        rows, rivals = np.nonzero(has_votes_BK & (floor_BK <= np.maximum(least_B, -1)[:, None]))
+        step = max(1, chunk_bytes // (affected.bytes_per_plane + self._ballots.num_views))
+        for start in range(0, len(rows), step):
+            row, rival = rows[start : start + step], rivals[start : start + step]
+            rival_BP = kept_BP[row] + affected.sums(self._ballots.possible_planes(self._images[row], rival))
+            needed = self._possible_BK[row, rival] + self._ties_BK[row, rival]
+            np.minimum.at(margin_BP, row, rival_BP - needed[:, None])
+        return margin_BP
 
     def _lower(
         self,

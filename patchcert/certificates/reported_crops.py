@@ -66,20 +66,44 @@ def certify_random_crops_reported(
     """
     counts = checked_counts(counts_NK)
     min_confidence = checked_share(min_confidence, "min_confidence")
-    at_most = _affected_draws_cdf(num_draws, affected, num_views, replacement, law)
+    by_lead = reported_confidences(num_draws, affected, num_views, replacement=replacement, law=law)
     if counts.size and counts.max() > num_draws:
         raise CertificateError(
             f"A class has {counts.max()} votes, but only {num_draws} crops are drawn.\n"
             "  Count the votes of the drawn crops, one vote a crop."
         )
     largest_N2 = np.partition(counts, -2, axis=1)[:, -2:]
-    confidence_N = at_most[(largest_N2[:, 1] - largest_N2[:, 0]) // 2]
+    confidence_N = by_lead[largest_N2[:, 1] - largest_N2[:, 0]]
     return Outcome(
         predictions_N=predict(counts),
         certified_N=confidence_N >= min_confidence,
         guarantee="heuristic",
         confidence_N=confidence_N,
     )
+
+
+def reported_confidences(
+    num_draws: int, affected: int, num_views: int, *, replacement: bool = True, law: Law = "reported"
+) -> npt.NDArray[np.float64]:
+    """Return p_c of ``certify_random_crops_reported`` for every lead n_1 - n_2 that a tally can have.
+
+    Args:
+        num_draws: crops drawn for each image, >= 1.
+        affected: crops that the patch can touch, in [0, num_views].
+        num_views: crops that could be drawn, >= 1.
+        replacement: whether a crop can be drawn twice.
+        law: as for ``certify_random_crops_reported``.
+
+    Returns:
+        Confidences in [0, 1] for the leads 0, 1, ..., num_draws, never falling, shape (num_draws + 1,).
+
+    Raises:
+        CertificateError: a number is out of range.
+
+    Guarantee: heuristic.
+    """
+    at_most = _affected_draws_cdf(num_draws, affected, num_views, replacement, law)
+    return at_most[np.arange(num_draws + 1) // 2]
 
 
 def reported_feasibility(

@@ -33,13 +33,16 @@ class AffectedViews(Protocol):
 class ListedViews:
     """Affected views given as one boolean row per placement, for view sets that are no grid of starts.
 
-    Duplicate rows are dropped.
+    Args:
+        incidence_PV: whether each placement affects each view.
+        distinct: drop duplicate rows.
     """
 
-    def __init__(self, incidence_PV: BoolArray) -> None:
-        packed = np.packbits(incidence_PV, axis=1)
-        _, kept = np.unique(packed, axis=0, return_index=True)
-        rows_PV = incidence_PV[np.sort(kept)]
+    def __init__(self, incidence_PV: BoolArray, *, distinct: bool = True) -> None:
+        rows_PV = incidence_PV
+        if distinct:
+            _, kept = np.unique(np.packbits(incidence_PV, axis=1), axis=0, return_index=True)
+            rows_PV = incidence_PV[np.sort(kept)]
         # float32 uses fast matrix products and holds every count up to 2**24 exactly.
         self._rows_VP = np.ascontiguousarray(rows_PV.T, dtype=np.float32)
         self.counts_P: IntArray = rows_PV.sum(axis=1, dtype=np.int64)

@@ -106,8 +106,8 @@ class GridViews(ViewSet):
         pattern_QR, touch_UPC = self._touched(patch)
         return touch_UPC.sum(axis=2, dtype=np.int64)[pattern_QR].sum(axis=1).ravel()
 
-    def _make_affected_views(self, patch: Patch) -> AffectedViews:
-        pattern_QR, touch_UPC = self._touched(patch, only_undominated=True)
+    def _make_affected_views(self, patch: Patch, only_undominated: bool) -> AffectedViews:
+        pattern_QR, touch_UPC = self._touched(patch, only_undominated)
         return grid_rectangles(pattern_QR, touch_UPC, (self.row_axis.wraps, self.column_axis.wraps))
 
     def _touched(self, patch: Patch, only_undominated: bool = False) -> tuple[IntArray, BoolArray]:

@@ -77,18 +77,22 @@ class ViewSet(ABC):
         """Return the greatest probability, over placements, that a view drawn uniformly is affected."""
         return self.affected(patch) / self.num_views
 
-    def affected_views(self, patch: Patch) -> AffectedViews:
+    def affected_views(self, patch: Patch, *, every_placement: bool = False) -> AffectedViews:
         """Return the affected views of every placement that matters, in the form that certificates sum over.
 
         Placements whose affected views are a subset of another placement's are left out where that is seen cheaply.
 
+        Args:
+            patch: the footprint.
+            every_placement: keep all P placements, in row-major order.
+
         Raises:
             GeometryError: the patch is larger than the image.
         """
-        return _affected_views(self, patch)
+        return _affected_views(self, patch, not every_placement)
 
-    def _make_affected_views(self, patch: Patch) -> AffectedViews:
-        return ListedViews(self.incidence(patch, only_undominated=True))
+    def _make_affected_views(self, patch: Patch, only_undominated: bool) -> AffectedViews:
+        return ListedViews(self.incidence(patch, only_undominated=only_undominated), distinct=only_undominated)
 
     def identity(self) -> dict[str, Any]:
         """Return kind and every field as JSON values; ``view_set_from_identity`` makes an equal view set of it."""
@@ -116,8 +120,8 @@ def check_indices(view_indices: npt.ArrayLike, num_views: int) -> npt.NDArray[np
 
 
 @lru_cache(maxsize=256)
-def _affected_views(views: ViewSet, patch: Patch) -> AffectedViews:
-    return views._make_affected_views(patch)
+def _affected_views(views: ViewSet, patch: Patch, only_undominated: bool) -> AffectedViews:
+    return views._make_affected_views(patch, only_undominated)
 
 
 def _json_value(value: Any) -> Any:

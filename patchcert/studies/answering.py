@@ -16,6 +16,8 @@ from patchcert.certificates import (
     certify_placement,
     certify_random_crops_reported,
     certify_sampled,
+    failing_placements,
+    largest_certified_square,
     predict,
     score_margins,
     wilson_interval,
@@ -79,11 +81,17 @@ class PartAnswers:
             float64 (how far all scores may be off with the verdict of the plain rule unchanged, in whole stored units).
             Questions with several repeats have ``correct/<ballot key>`` and ``certified_correct/<key>`` instead of the
             first two: the share of repeats, float32, whose prediction is the label, and is certified besides; their
-            confidence is the mean.
+            confidence is the mean. The question that takes a closer look has ``largest_square/<ballot key>`` int16
+            (side in pixels, 0: none), ``failing_placements/<key>`` int32 (at how many places its patch can change the
+            prediction) and ``worst_placement/<key>`` int32 (the one with the least margin; places of the patch's box in
+            row-major order).
+        failures_P: how many of the images that are predicted right the patch of that question can change at each place,
+            int64; None when no question takes a closer look.
     """
 
     first_row: int
     columns: dict[str, np.ndarray]
+    failures_P: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.columns["label"])
@@ -114,9 +122,17 @@ def answer_part(
             f"the votes are those of {part.top_classes_NV.shape[1]} views, the study asks about {views.describe()}.\n"
             "  Use the view set of the vote table."
         )
-    pieces = [_answer(rows, views, questions) for rows in _chunks(part, questions, chunk_bytes)]
+    looked_at = [question for question in questions if question.takes_closer_look]
+    pieces, failures_P = [], None
+    for rows in _chunks(part, questions, chunk_bytes):
+        columns = _answer(rows, views, questions)
+        for question in looked_at:
+            more, failures = _closer_look(rows, views, question, columns[f"prediction/{question.ballot_key}"])
+            columns |= more
+            failures_P = failures if failures_P is None else failures_P + failures
+        pieces.append(columns)
     columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-    return PartAnswers(first_row=part.first_row, columns=columns)
+    return PartAnswers(first_row=part.first_row, columns=columns, failures_P=failures_P)
 
 
 def per_image_table(parts: Sequence[PartAnswers]) -> pa.Table:
@@ -136,6 +152,28 @@ def per_image_table(parts: Sequence[PartAnswers]) -> pa.Table:
                 f"({different[0]}).\n  Answer all parts with the same questions."
             )
     return pa.table({name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns})
+
+
+def placement_failures(
+    parts: Sequence[PartAnswers], questions: Sequence[Question], image_size: tuple[int, int]
+) -> pd.DataFrame | None:
+    """Adds up where the patch of the closer look breaks images.
+
+    Args:
+        parts: all parts, in any order.
+        questions: the questions that were answered.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        One row for each place of the patch's box: ``row`` and ``column`` of its upper left corner, and ``images``, the
+        number of rightly predicted images that it can change there. None when no question takes a closer look.
+    """
+    patch = next((question.patch for question in questions if question.takes_closer_look), None)
+    if patch is None:
+        return None
+    rows, columns = np.indices(patch.placements(image_size)).reshape(2, -1)
+    images = np.sum([part.failures_P for part in parts], axis=0)
+    return pd.DataFrame({"row": rows, "column": columns, "images": images})
 
 
 def summarise(
@@ -384,6 +422,31 @@ def _score_margins(
         num_halvings=max(halvings, 1),
     )
     return {f"score_margin/{question.key}": np.floor(margin_N) / SCORE_SCALE}
+
+
+def _closer_look(
+    part: VotePart, views: Any, question: Question, predictions_N: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns of the question that takes a closer look, and the failures of right predictions at each placement."""
+    threshold, doubtful = question.vote_threshold, None
+    votes = part.votes("top_class") if threshold is None else part.votes(vote_threshold=threshold)
+    if question.score_tolerance and threshold is not None:
+        doubtful = _within(part.stored_scores(), threshold, question.score_tolerance)
+    settings: dict[str, Any] = {"num_classes": part.num_classes}
+    largest_N = largest_certified_square(votes, views, doubtful=doubtful, **settings)
+    placements_N, worst_N = np.zeros((2, len(part.labels_N)), dtype=np.int32)
+    right_N = predictions_N == part.labels_N
+    # The wrong ones first: what is left over are the failures of the right ones.
+    for rows_N in (~right_N, right_N):
+        of_rows = None if doubtful is None else doubtful[rows_N]
+        failures = failing_placements(votes[rows_N], views, question.patch, doubtful=of_rows, **settings)
+        placements_N[rows_N], worst_N[rows_N] = failures.placements_N, failures.worst_N
+    columns = {
+        f"largest_square/{question.ballot_key}": largest_N.astype(np.int16),
+        f"failing_placements/{question.key}": placements_N,
+        f"worst_placement/{question.key}": worst_N,
+    }
+    return columns, failures.images_P
 
 
 def _fresh_draw_confidence(votes_NV: np.ndarray, views: Any, question: Question, num_classes: int) -> np.ndarray:

@@ -104,6 +104,8 @@ class StudyConfig:
     """Above 0: every vote by a threshold whose score lies within this of the threshold counts for the attacker."""
     score_margins: bool = True
     """Keep per image how far scores may be off, for placement at the headline setting of a threshold rule."""
+    closer_look: bool = True
+    """Find for every image the largest square it withstands and the worst place of the headline patch."""
     top_class: bool = True
     """Ask under the top-class rule too: each view votes for its best class."""
     num_draws: tuple[int, ...] = ()
@@ -198,4 +200,54 @@ class StudyConfig:
                 f"study: {self.num_selection} samples choose the class and {max(self.num_estimation)} estimate its "
                 f"share, but {num_samples} views of each image are sampled.\n"
                 f"  Set --prediction.num-samples {wanted}, or lower --study.num-estimation."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VarianceConfig:
+    """How often views are drawn, and what is certified from each draw."""
+
+    repeats: int = 200
+    """Independent draws of the views of every image, at least 2."""
+    num_draws: tuple[int, ...] = (64, 128, 256, 512)
+    """Numbers of views that are drawn."""
+    replacement: tuple[Literal["with", "without"], ...] = ("with", "without")
+    """Draw with replacement, without, or both."""
+    patches: tuple[str, ...] = ()
+    """Patches, written as those of a study; unset: those of the recipe's study."""
+    certificates: tuple[str, ...] = ("random_crops_reported",)
+    """random_crops_reported, random_crops_exact (the latter differs without replacement only)."""
+    min_confidence: float = 0.95
+    """Confidence p_c from which an image counts as certified, in (0, 1)."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges and repetitions."""
+        for name in ("num_draws", "replacement", "patches", "certificates"):
+            values = getattr(self, name)
+            if not values and name != "patches":
+                raise StudyError(f"variance: {name} is empty, so nothing is drawn.\n  Name at least one.")
+            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+                raise StudyError(f"variance: {name} names {', '.join(twice)} twice.\n  Name each value once.")
+        if self.repeats < 2:
+            raise StudyError(f"variance: repeats is {self.repeats}; a spread needs at least 2.\n  Draw 200 times.")
+        if min(self.num_draws) < 1:
+            raise StudyError(f"variance: num_draws holds {min(self.num_draws)}.\n  Draw at least 1 view.")
+        if self.seed < 0:
+            raise StudyError(f"variance: seed must be >= 0, not {self.seed}.\n  Give a whole number from 0 up.")
+        if any(mode not in ("with", "without") for mode in self.replacement):
+            raise StudyError(f"variance: replacement is {self.replacement}.\n  Use 'with', 'without' or both.")
+        if not 0 < self.min_confidence < 1:
+            raise StudyError(
+                f"variance: min_confidence is {self.min_confidence}, outside (0, 1).\n  Give a fraction such as 0.95."
+            )
+        sampling = [name for name, kind in CERTIFICATES.items() if kind.law in ("reported", "exact")]
+        for name in self.certificates:
+            if name not in sampling:
+                raise StudyError(f"variance: {name!r} certifies no random crops.\n  Known: {', '.join(sampling)}.")
+        if "random_crops_reported" not in self.certificates and "without" not in self.replacement:
+            raise StudyError(
+                "variance: random_crops_exact differs from random_crops_reported only without replacement, but "
+                "replacement is 'with'.\n  Add 'without', or ask for random_crops_reported."
             )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ _MARKERS = {
 }
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: one column of a paper, and what labels, axes and legend rows need inside it.
-_COLUMN_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 0.145
+COLUMN_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 0.145
 _LEFT, _RIGHT, _BOTTOM, _TOP, _TOP_AXIS = 0.5, 0.16, 0.42, 0.08, 0.3
 _RESOLUTION = 200
 _STYLE = {
@@ -252,9 +252,40 @@ def save(data: FigureData, folder: Path) -> dict[str, Path]:
     Returns:
         Paths by ending, "png" and "svg".
     """
-    paths = {ending: folder / f"{data.name}.{ending}" for ending in ("png", "svg")}
+    return save_drawing(
+        Drawing(
+            name=data.name,
+            caption=data.caption,
+            draw=lambda: _draw_bars(data) if data.kind == "bars" else _draw_lines(data),
+        ),
+        folder,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure that is drawn in its own way, in the style of all figures.
+
+    Attributes:
+        name: file name without ending.
+        caption: what is shown, one or two sentences.
+        draw: makes the figure.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def save_drawing(drawing: Drawing, folder: Path) -> dict[str, Path]:
+    """Draws a figure and writes it as ``save`` does.
+
+    Returns:
+        Paths by ending, "png" and "svg".
+    """
+    paths = {ending: folder / f"{drawing.name}.{ending}" for ending in ("png", "svg")}
     with matplotlib.rc_context(_STYLE):
-        figure = _draw_bars(data) if data.kind == "bars" else _draw_lines(data)
+        figure = drawing.draw()
         figure.savefig(paths["png"], dpi=_RESOLUTION, metadata={"Software": None})
         figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
     return paths
@@ -353,9 +384,9 @@ def _draw_lines(data: FigureData) -> Figure:
     bottom = _BOTTOM + _LEGEND_ROW * (len(handles) + 0.4)
     top = _TOP_AXIS if data.patches else _TOP
     height = bottom + _PLOT_HEIGHT + top
-    figure = Figure(figsize=(_COLUMN_WIDTH, height))
-    width = _COLUMN_WIDTH - _LEFT - _RIGHT
-    axes = figure.add_axes((_LEFT / _COLUMN_WIDTH, bottom / height, width / _COLUMN_WIDTH, _PLOT_HEIGHT / height))
+    figure = Figure(figsize=(COLUMN_WIDTH, height))
+    width = COLUMN_WIDTH - _LEFT - _RIGHT
+    axes = figure.add_axes((_LEFT / COLUMN_WIDTH, bottom / height, width / COLUMN_WIDTH, _PLOT_HEIGHT / height))
     for line in data.level:
         colour = styles[id(line)]["color"]
         axes.axhline(scale_y * line.y[0], color=colour, linewidth=1.0)
@@ -378,7 +409,7 @@ def _draw_lines(data: FigureData) -> Figure:
     figure.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=(0.35 * _LEFT / _COLUMN_WIDTH, 0),
+        bbox_to_anchor=(0.35 * _LEFT / COLUMN_WIDTH, 0),
         borderaxespad=0.2,
         frameon=False,
         handlelength=2.6,
@@ -448,7 +479,7 @@ def _draw_bars(data: FigureData) -> Figure:
         height += 1
     if len(defenses) == 1:
         titles = []
-    figure = Figure(figsize=(_COLUMN_WIDTH, 0.65 + 0.19 * (height + 1)), layout="constrained")
+    figure = Figure(figsize=(COLUMN_WIDTH, 0.65 + 0.19 * (height + 1)), layout="constrained")
     axes = figure.subplots()
     for line, position, (colour, _) in zip(data.lines, positions, _colours(data.lines), strict=True):
         is_clean = line.certificate == "clean"

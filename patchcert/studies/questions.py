@@ -25,6 +25,7 @@ class Question:
         num_views: views of an image.
         vote_threshold: score from which a class gets a vote; None for the top-class rule.
         score_tolerance: votes whose score lies within this of the threshold count for the attacker; 0 for none.
+        takes_closer_look: whether to find the largest square that each image withstands, and where patches succeed.
         keeps_score_margin: whether to find how far scores may be off before each verdict might change.
         replacement: whether views are drawn with replacement; None when all views vote.
         num_draws: views that are drawn, or all views; of samples those that estimate.
@@ -42,6 +43,7 @@ class Question:
     num_views: int
     vote_threshold: float | None = None
     score_tolerance: float = 0.0
+    takes_closer_look: bool = False
     keeps_score_margin: bool = False
     replacement: bool | None = None
     num_draws: int
@@ -259,8 +261,7 @@ def _of_all_views(
         notes.append(f"scores within {tolerance:g} of the threshold count for the attacker")
     is_headline = (
         name == "placement"
-        and threshold is not None
-        and threshold == config.vote_thresholds[0]
+        and threshold == next(iter(config.vote_thresholds), None)
         and patch.label == headline_patch(config, views.image_size)
     )
     return Question(
@@ -271,7 +272,8 @@ def _of_all_views(
         num_draws=views.num_views,
         vote_threshold=threshold,
         score_tolerance=tolerance,
-        keeps_score_margin=is_headline and config.score_margins,
+        takes_closer_look=is_headline and config.closer_look,
+        keeps_score_margin=is_headline and threshold is not None and config.score_margins,
         feasible=feasible,
         note="; ".join(notes),
     )

@@ -11,8 +11,9 @@ import pandas as pd
 
 from patchcert.geometry import view_set_from_identity
 from patchcert.studies.answering import combine
+from patchcert.studies.closer_writing import CloserLook
 from patchcert.studies.config import CERTIFICATES
-from patchcert.studies.figures import FigureData
+from patchcert.studies.figures import Drawing, FigureData
 from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings, strongest_theorem
 from patchcert.studies.published import Published, reported
 from patchcert.studies.results import StudyResult
@@ -29,7 +30,7 @@ class DrawnFigure:
         svg: file, embedded into HTML.
     """
 
-    data: FigureData
+    data: FigureData | Drawing
     png: Path
     svg: Path
 
@@ -49,12 +50,13 @@ class Headline:
     interval: str
 
 
-def render(results: Sequence[StudyResult], figures: Sequence[DrawnFigure]) -> tuple[str, str]:
+def render(results: Sequence[StudyResult], figures: Sequence[DrawnFigure], closer: CloserLook) -> tuple[str, str]:
     """Renders a report over one or several studies.
 
     Args:
         results: the studies; the first one's headline patch is used wherever it was asked.
         figures: figures over all of them.
+        closer: images at the edge, and how the studies differ.
 
     Returns:
         (Markdown, HTML). The HTML holds figures and style in itself and needs neither network nor script. Equal studies
@@ -80,6 +82,10 @@ def render(results: Sequence[StudyResult], figures: Sequence[DrawnFigure]) -> tu
             }
             for figure in figures
         ],
+        "edges": _edges(closer),
+        "pairs": _pairs(closer),
+        "pairs_patch": results[0].headline_patch,
+        "agreement": _agreement(closer),
         "guarantees": {name: text for name, text in GUARANTEES.items() if name in set(answers["guarantee"])},
         "certificates": {
             certificate_words(row): CERTIFICATES[row["certificate"]].meaning
@@ -90,6 +96,37 @@ def render(results: Sequence[StudyResult], figures: Sequence[DrawnFigure]) -> tu
         template_environment("md").get_template("report.md.j2").render(context),
         template_environment("html").get_template("report.html.j2").render(context),
     )
+
+
+def _edges(closer: CloserLook) -> list[dict[str, Any]]:
+    """Images closest to losing and to gaining their certificate."""
+    titles = ("closest to losing their certificate", "closest to gaining it")
+    return [
+        {"title": title, "rows": frame.to_dict("records")}
+        for title, frame in zip(titles, closer.edges, strict=False)
+        if len(frame)
+    ]
+
+
+def _pairs(closer: CloserLook) -> list[dict[str, str]]:
+    points = ("difference", "low", "high")
+    return [
+        {name: str(value) for name, value in row.items()}
+        | {name: f"{100 * row[name]:+.1f}" for name in points}
+        | {"agreement": percent(row["agreement"]), "p_value": f"{row['p_value']:.2g}"}
+        for row in closer.pairs.to_dict("records")
+    ]
+
+
+def _agreement(closer: CloserLook) -> dict[str, Any]:
+    """Square matrix of the share of images on which two defenses agree; a dash for pairs on other images."""
+    pairs = closer.pairs.to_dict("records")
+    shares = {(row["first"], row["second"]): percent(row["agreement"]) for row in pairs}
+    names = list(dict.fromkeys(name for row in pairs for name in (row["first"], row["second"])))
+    rows = [
+        [percent(1.0) if a == b else shares.get((a, b), shares.get((b, a), "\u2013")) for b in names] for a in names
+    ]
+    return {"names": names, "rows": list(zip(names, rows, strict=True))}
 
 
 def template_environment(ending: str) -> jinja2.Environment:

@@ -21,6 +21,7 @@ from patchcert.studies.subject import Subject
 
 SCHEMA_VERSION = 1
 ANSWERS, ANSWERS_CSV, PER_IMAGE = "answers.parquet", "answers.csv", "per_image.parquet"
+PLACEMENTS = "placements.parquet"
 SUMMARY, RUN, FIGURES = "summary.json", "run.json", "figures"
 _UPLOADING = ".uploading"
 _MEND = "Answer the study again:  patchcert study RECIPE"
@@ -65,14 +66,14 @@ class StudyResult:
             version = summary["schema_version"]
             if version == SCHEMA_VERSION:
                 for name, digest in summary["files"].items():
-                    _check_file(folder, name, digest)
+                    check_file(folder, name, digest)
                 return cls(
                     folder=folder,
                     subject=Subject.from_json(summary["subject"]),
                     identity=summary["identity"],
                     result_id=summary["result_id"],
                     headline_patch=summary["headline_patch"],
-                    answers=_read_table(folder, ANSWERS).to_pandas(),
+                    answers=read_table(folder, ANSWERS).to_pandas(),
                     run=json.loads(folder.read(RUN)),
                 )
         except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
@@ -84,25 +85,32 @@ class StudyResult:
 
     def per_image(self) -> pa.Table:
         """The answers of every image, as ``PartAnswers`` names its columns."""
-        return _read_table(self.folder, PER_IMAGE)
+        return read_table(self.folder, PER_IMAGE)
+
+    def placements(self) -> pd.DataFrame | None:
+        """Where the headline patch breaks images, as ``placement_failures`` makes it, or None."""
+        if not self.folder.is_file(PLACEMENTS):
+            return None
+        return read_table(self.folder, PLACEMENTS).to_pandas()
 
     @property
     def figures(self) -> list[str]:
         """Names of its figure files inside the folder, PNG and SVG, sorted."""
         return [f"{FIGURES}/{name}" for name in self.folder.folder(FIGURES).files()]
 
-    @contextlib.contextmanager
-    def local_copy(self) -> Iterator[Path]:
-        """The folder on this machine, for readers that want paths: itself, or a download that ends with the block."""
-        if self.folder.is_local:
-            yield Path(self.folder.path())
-            return
-        with tempfile.TemporaryDirectory() as temporary:
-            for name in self.folder.files(recursive=True):
-                path = Path(temporary, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self.folder.read(name))
-            yield Path(temporary)
+
+@contextlib.contextmanager
+def local_copy(folder: Folder) -> Iterator[Path]:
+    """A folder on this machine, for readers that want paths: itself, or a download that ends with the block."""
+    if folder.is_local:
+        yield Path(folder.path())
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in folder.files(recursive=True):
+            path = Path(temporary, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(folder.read(name))
+        yield Path(temporary)
 
 
 def result_id(identity: dict[str, Any]) -> str:
@@ -111,11 +119,13 @@ def result_id(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def write_tables(folder: Path, result: StudyResult, per_image: pa.Table) -> None:
+def write_tables(folder: Path, result: StudyResult, per_image: pa.Table, placements: pd.DataFrame | None) -> None:
     """Writes the tables of a result into an existing folder; equal input gives equal bytes (``run`` apart)."""
-    # pandas writes its version into the schema; without it the bytes depend on the values alone.
-    table = pa.Table.from_pandas(result.answers, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(table, folder / ANSWERS, compression="zstd")
+    names = [ANSWERS, PER_IMAGE]
+    if placements is not None:
+        write_frame(folder / PLACEMENTS, placements)
+        names.append(PLACEMENTS)
+    write_frame(folder / ANSWERS, result.answers)
     pq.write_table(per_image.replace_schema_metadata(None), folder / PER_IMAGE, compression="zstd")
     result.answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
     summary = {
@@ -124,10 +134,10 @@ def write_tables(folder: Path, result: StudyResult, per_image: pa.Table) -> None
         "identity": result.identity,
         "subject": dataclasses.asdict(result.subject),
         "headline_patch": result.headline_patch,
-        "files": {name: _digest((folder / name).read_bytes()) for name in (ANSWERS, PER_IMAGE)},
+        "files": {name: digest_of((folder / name).read_bytes()) for name in names},
     }
-    _write_json(folder / SUMMARY, summary)
-    _write_json(folder / RUN, result.run)
+    write_json(folder / SUMMARY, summary)
+    write_json(folder / RUN, result.run)
 
 
 @contextlib.contextmanager
@@ -201,20 +211,31 @@ def _upload(source: Path, final: Folder, marker: str) -> None:
     final.remove(_UPLOADING)
 
 
-def _check_file(folder: Folder, name: str, digest: str) -> None:
-    found = _digest(folder.read(name))
+def check_file(folder: Folder, name: str, digest: str) -> None:
+    """Raises ValueError unless a file has the digest it was written with."""
+    found = digest_of(folder.read(name))
     if found != digest:
         raise ValueError(f"{name} has digest {found[:12]}, written was {digest[:12]}")
 
 
-def _digest(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
+    """The sha256 of a file's bytes, hex."""
     return hashlib.sha256(data).hexdigest()
 
 
-def _read_table(folder: Folder, name: str) -> pa.Table:
+def read_table(folder: Folder, name: str) -> pa.Table:
+    """Reads a Parquet file."""
     with folder.open(name) as source:
         return pq.read_table(source)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes JSON with sorted keys: equal values give equal bytes."""
     path.write_text(json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a frame as Parquet; equal values give equal bytes."""
+    # pandas writes its version into the schema; without it the bytes depend on the values alone.
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(table, path, compression="zstd")

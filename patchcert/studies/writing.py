@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from patchcert.data import PreparedDataset
 from patchcert.data.storage import Folder
 from patchcert.errors import StudyError
-from patchcert.studies.answering import PartAnswers, combine, per_image_table, summarise
+from patchcert.studies.answering import PartAnswers, combine, per_image_table, placement_failures, summarise
+from patchcert.studies.closer_writing import CloserLook, closer_comparison, closer_look
 from patchcert.studies.config import StudyConfig
-from patchcert.studies.figures import figures_of, save
+from patchcert.studies.figures import figures_of, save, save_drawing
 from patchcert.studies.questions import Question, headline_patch
 from patchcert.studies.report import DrawnFigure, render
 from patchcert.studies.results import (
@@ -26,7 +28,7 @@ from patchcert.studies.results import (
 )
 from patchcert.studies.subject import Subject
 
-REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
+REPORT_HTML, REPORT_MARKDOWN, COMPARISON_CSV = "report.html", "report.md", "comparison.csv"
 
 
 def write_study(
@@ -38,6 +40,7 @@ def write_study(
     parts: Sequence[PartAnswers],
     identity: dict[str, Any],
     run: dict[str, Any],
+    dataset: PreparedDataset | None = None,
 ) -> StudyResult:
     """Writes one study: answers, per-image answers, figures and report, all at once or not at all.
 
@@ -50,6 +53,7 @@ def write_study(
         identity: everything that can change an answer, JSON-able: settings, vote table, code version. Its hash is the
             result's id.
         run: what was measured on the way, JSON-able: times, hardware, versions, commit, command.
+        dataset: the images, for examples in the report; None: without.
 
     Raises:
         StudyError: answers are missing, or the folder belongs to something else.
@@ -68,8 +72,10 @@ def write_study(
         run=run,
     )
     with whole_folder(location, SUMMARY) as folder:
-        write_tables(folder, result, per_image)
-        _write_report(folder, [result], result.answers)
+        placements = placement_failures(parts, questions, subject.image_size)
+        write_tables(folder, result, per_image, placements)
+        closer = closer_look(result, per_image, placements, dataset)
+        _write_report(folder, [result], result.answers, closer)
     return result
 
 
@@ -97,16 +103,24 @@ def write_report(location: Location, results: Sequence[StudyResult]) -> str:
     answers = combine([result.answers for result in results])
     with whole_folder(location, REPORT_HTML) as folder:
         answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
-        _write_report(folder, results, answers)
+        if len(results) == 1:
+            closer = closer_look(results[0], results[0].per_image(), results[0].placements(), None)
+        else:
+            closer = closer_comparison(results, results[0].headline_patch)
+            closer.pairs.to_csv(folder / COMPARISON_CSV, index=False, lineterminator="\n")
+        _write_report(folder, results, answers, closer)
     return Folder(location).folder(REPORT_HTML).uri
 
 
-def _write_report(folder: Path, results: Sequence[StudyResult], answers: pd.DataFrame) -> None:
+def _write_report(folder: Path, results: Sequence[StudyResult], answers: pd.DataFrame, closer: CloserLook) -> None:
     (folder / FIGURES).mkdir()
     figures = []
     for data in figures_of(answers, results[0].headline_patch):
         files = save(data, folder / FIGURES)
         figures.append(DrawnFigure(data=data, png=files["png"], svg=files["svg"]))
-    markdown, html = render(results, figures)
+    for drawing in closer.drawings:
+        files = save_drawing(drawing, folder / FIGURES)
+        figures.append(DrawnFigure(data=drawing, png=files["png"], svg=files["svg"]))
+    markdown, html = render(results, figures, closer)
     (folder / REPORT_MARKDOWN).write_text(markdown, encoding="utf-8")
     (folder / REPORT_HTML).write_text(html, encoding="utf-8")

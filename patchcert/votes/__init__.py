@@ -1,7 +1,7 @@
 """What the model said: scores rounded once, vote tables, draws of views."""
 
-from patchcert.votes.draws import draw_views
+from patchcert.votes.draws import draw_tallies, draw_views
 from patchcert.votes.scores import SCORE_SCALE, rounded_score
 from patchcert.votes.table import VotePart, VoteTable
 
-__all__ = ["SCORE_SCALE", "VotePart", "VoteTable", "draw_views", "rounded_score"]
+__all__ = ["SCORE_SCALE", "VotePart", "VoteTable", "draw_tallies", "draw_views", "rounded_score"]

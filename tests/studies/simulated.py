@@ -5,10 +5,12 @@ import functools
 
 import numpy as np
 
+from patchcert.data.storage import Folder
 from patchcert.geometry import BandViews, CropViews
 from patchcert.studies import StudyConfig, Subject, answer_part, write_study
 from patchcert.studies.questions import questions
 from patchcert.votes import SCORE_SCALE, VotePart
+from patchcert.votes.table import SCHEMA_VERSION, finish_table, part_name, write_part
 
 
 def simulated_part(views, num_images, *, num_classes=10, seed=0, score_floor=None, first_row=0, spread=1.0):
@@ -145,3 +147,31 @@ def fresh_study():
         num_draws=(16, 32, 64),
     )
     return make_study(views, simulated_part(views, 60, seed=2), config, "crop4-test")
+
+
+def write_table(location, views, part, borders):
+    """The votes as a finished vote table on disk, in parts of the given row ranges."""
+    identity = {
+        "schema_version": SCHEMA_VERSION,
+        "views": views.identity(),
+        "votes": {
+            "rule": "threshold" if part.score_floor else "top_class",
+            "score_floor": float(part.score_floor or 0),
+            "precision": "float32",
+        },
+        "model": "cd" * 32,
+        "num_classes": part.num_classes,
+        "dataset": {
+            "name": "digits",
+            "variant": "original",
+            "split": "test",
+            "digest": "ab" * 32,
+            "num_images": len(part.labels_N),
+            "num_quarantined": 0,
+        },
+        "preprocessing": {"resize": "none", "interpolation": None},
+    }
+    folder = Folder(location)
+    for index, (start, stop) in enumerate(borders):
+        write_part(folder, part_name(index, len(borders)), identity, start, rows_of(part, start, stop))
+    return finish_table(folder, identity, borders)

@@ -62,7 +62,7 @@ def test_html_is_self_contained_and_has_no_script(report):
     page = Page((report / "report.html").read_text(encoding="utf-8"))
     assert not {"script", "link", "iframe"} & set(page.tags)
     sources = [value for tag, name, value in page.attributes if name in ("src", "href")]
-    assert len(sources) == 4 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert len(sources) == 5 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     text = (report / "report.html").read_text(encoding="utf-8")
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert re.findall(r"url\(|@import|https?://", text) == []
@@ -84,7 +84,7 @@ def test_markdown_shows_every_row_and_existing_figures(report, results):
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in tables.splitlines() if line.startswith("|")}
     assert widths == {9}
     images = re.findall(r"!\[.*\]\((.*)\)", markdown)
-    assert len(images) == 4 and all((report / name).is_file() for name in images)
+    assert len(images) == 5 and all((report / name).is_file() for name in images)
     assert "model digest | " + "cd" * 32 in markdown and "environment › commit | 0123abc" in markdown
 
 

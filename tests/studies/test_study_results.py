@@ -10,6 +10,7 @@ from studies import simulated
 from patchcert.data.storage import Folder
 from patchcert.errors import ResourceError, StudyError
 from patchcert.studies import StudyConfig, StudyResult, write_report
+from patchcert.studies.results import local_copy
 
 
 def contents(location):
@@ -98,7 +99,7 @@ def test_a_result_on_an_object_store_is_the_one_on_a_disk(tmp_path, results, col
     opened = StudyResult.open(stored.folder)
     pd.testing.assert_frame_equal(opened.answers, results[0].answers)
     assert opened.per_image().equals(results[0].per_image()) and opened.figures == results[0].figures
-    with opened.local_copy() as copy:
+    with local_copy(opened.folder) as copy:
         assert contents(copy) == contents(results[0].folder)
     assert not copy.exists()
     write_report(report := object_store(tmp_path / "report"), [opened])

@@ -1,0 +1,97 @@
+"""A vote table and settings in, repeated draws of every image out: CPU tasks on Ray Data."""
+
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import ray.data
+
+from patchcert.studies.config import VarianceConfig
+from patchcert.studies.variance import DrawnImages, DrawQuestion, VarianceAccumulator, draw_part
+from patchcert.votes import VotePart, VoteTable
+
+IMAGES_PER_TASK = 500
+"""About a second of work, and sums that are small beside it."""
+
+
+def draw_repeatedly(
+    table: VoteTable,
+    config: VarianceConfig,
+    questions: list[DrawQuestion],
+    *,
+    on_images: Callable[[int], None] | None = None,
+    images_per_task: int = IMAGES_PER_TASK,
+) -> VarianceAccumulator:
+    """Draws views of every image of a vote table on the connected Ray cluster; finished tasks are summed as they come.
+
+    Args:
+        table: a finished table.
+        config: repeats and seed.
+        questions: from ``draw_questions``.
+        on_images: called in this process with the number of images of each finished task.
+        images_per_task: images of one task, whatever the parts of the table; changes no number.
+
+    Returns:
+        The draws of all images.
+    """
+    edges = [*range(0, table.num_images, images_per_task), table.num_images]
+    tasks = [{"start": start, "stop": stop} for start, stop in itertools.pairwise(edges)]
+    drawn = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        _DrawRows(table.location, config, questions), num_cpus=1
+    )
+    accumulator = VarianceAccumulator(questions)
+    for row in drawn.iter_rows():
+        # The bytes come from this cluster's own tasks, never from storage.
+        for piece in pickle.loads(row["drawn"]):
+            accumulator.add(piece)
+            if on_images is not None:
+                on_images(len(piece))
+    return accumulator
+
+
+def draw_rows(
+    location: str, start: int, stop: int, config: VarianceConfig, questions: list[DrawQuestion]
+) -> list[DrawnImages]:
+    """Draws for a range of rows of a vote table, read from as many parts as they lie in.
+
+    Args:
+        location: folder or URI of the table.
+        start: first row.
+        stop: row behind the last one.
+        config: repeats and seed.
+        questions: from ``draw_questions``.
+
+    Returns:
+        One entry for each part that the rows lie in.
+    """
+    table = VoteTable.open(location)
+    pieces = []
+    for index, (first, end) in enumerate(table.part_rows):
+        rows = max(first, start), min(end, stop)
+        if rows[0] < rows[1]:
+            part = _top_classes(table.read_part(index), rows[0] - first, rows[1] - first)
+            pieces.append(draw_part(part, config, questions))
+    return pieces
+
+
+class _DrawRows:
+    """One task, as a picklable function with its arguments."""
+
+    def __init__(self, location: str, config: VarianceConfig, questions: list[DrawQuestion]) -> None:
+        self._location, self._config, self._questions = location, config, questions
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        pieces = draw_rows(self._location, row["start"], row["stop"], self._config, self._questions)
+        return {"drawn": pickle.dumps(pieces)}
+
+
+def _top_classes(part: VotePart, start: int, stop: int) -> VotePart:
+    """The images from start to stop of a part, without scores."""
+    return VotePart(
+        image_ids=part.image_ids[start:stop],
+        labels_N=part.labels_N[start:stop],
+        top_classes_NV=part.top_classes_NV[start:stop],
+        num_classes=part.num_classes,
+        first_row=part.first_row + start,
+    )

@@ -1,0 +1,140 @@
+"""Repeated draws in, a result folder that is whole or absent out; and back: the folder in, its tables out."""
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchcert.data.storage import Folder
+from patchcert.errors import StudyError
+from patchcert.studies.figures import save_drawing
+from patchcert.studies.results import (
+    FIGURES,
+    PER_IMAGE,
+    RUN,
+    Location,
+    check_file,
+    digest_of,
+    read_table,
+    result_id,
+    whole_folder,
+    write_frame,
+    write_json,
+)
+from patchcert.studies.subject import Subject
+from patchcert.studies.variance import VarianceTables
+from patchcert.studies.variance_figure import variance_figure
+
+SCHEMA_VERSION = 1
+RECORD, REPEATS, VARIANCE_CSV = "variance.json", "repeats.parquet", "variance.csv"
+_MEND = "Draw again:  patchcert variance RECIPE"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VarianceResult:
+    """A finished variance study, open for reading.
+
+    Attributes:
+        folder: where it lies, on a disk or an object store.
+        subject: what was attacked.
+        identity: everything that can change a number, JSON-able.
+        result_id: hash of the identity, 16 hexadecimal digits.
+        headline_patch: label of the patch of the figure and of headline numbers.
+        summary: one row for each question, as ``VarianceAccumulator.tables`` names its columns.
+        repeats: one row for each question and repeat, as ``VarianceTables`` names its columns.
+        run: what was measured on the way: times, hardware, versions, commit.
+    """
+
+    folder: Folder
+    subject: Subject
+    identity: dict[str, Any]
+    result_id: str
+    headline_patch: str
+    summary: pd.DataFrame
+    repeats: pd.DataFrame
+    run: dict[str, Any]
+
+    @classmethod
+    def open(cls, location: Location) -> "VarianceResult":
+        """Opens a result folder.
+
+        Raises:
+            StudyError: missing, damaged or written by another version.
+        """
+        folder = Folder(location)
+        if not folder.is_file(RECORD):
+            raise StudyError(f"{folder} holds no variance study: {RECORD} is missing.\n  {_MEND}")
+        try:
+            record = json.loads(folder.read(RECORD))
+            version = record["schema_version"]
+            if version == SCHEMA_VERSION:
+                for name, digest in record["files"].items():
+                    check_file(folder, name, digest)
+                summary = io.BytesIO(folder.read(VARIANCE_CSV))
+                return cls(
+                    folder=folder,
+                    subject=Subject.from_json(record["subject"]),
+                    identity=record["identity"],
+                    result_id=record["result_id"],
+                    headline_patch=record["headline_patch"],
+                    summary=pd.read_csv(summary, keep_default_na=False, float_precision="round_trip"),
+                    repeats=read_table(folder, REPEATS).to_pandas(),
+                    run=json.loads(folder.read(RUN)),
+                )
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+            raise StudyError(f"{folder} is damaged: {type(error).__name__}: {error}.\n  {_MEND}") from None
+        raise StudyError(
+            f"{folder} has variance version {version}, this version reads {SCHEMA_VERSION}.\n"
+            f"  Use the version of patchcert that wrote it.  {_MEND}"
+        )
+
+    def per_image(self) -> pa.Table:
+        """The figures of every image over its repeats, as ``DrawnImages`` names its columns."""
+        return read_table(self.folder, PER_IMAGE)
+
+
+def write_variance(
+    location: Location,
+    *,
+    subject: Subject,
+    headline_patch: str,
+    tables: VarianceTables,
+    identity: dict[str, Any],
+    run: dict[str, Any],
+) -> VarianceResult:
+    """Writes a variance study: raw repeats, figures of each image, summary and figure, all at once or not at all.
+
+    Args:
+        location: folder or URI; an older variance study there is replaced.
+        subject: what was attacked.
+        headline_patch: label of the patch of the figure.
+        tables: of all parts of the vote table.
+        identity: everything that can change a number, JSON-able. Its hash is the result's id.
+        run: what was measured on the way, JSON-able.
+
+    Raises:
+        StudyError: the folder belongs to something else.
+        ResourceError: full disk, read-only folder or storage that refuses.
+    """
+    identity = json.loads(json.dumps(identity, sort_keys=True))
+    with whole_folder(location, RECORD) as folder:
+        write_frame(folder / REPEATS, tables.repeats)
+        pq.write_table(tables.per_image, folder / PER_IMAGE, compression="zstd")
+        tables.summary.to_csv(folder / VARIANCE_CSV, index=False, lineterminator="\n")
+        (folder / FIGURES).mkdir()
+        save_drawing(variance_figure(tables.repeats, headline_patch), folder / FIGURES)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "result_id": result_id(identity),
+            "identity": identity,
+            "subject": dataclasses.asdict(subject),
+            "headline_patch": headline_patch,
+            "files": {name: digest_of((folder / name).read_bytes()) for name in (REPEATS, PER_IMAGE, VARIANCE_CSV)},
+        }
+        write_json(folder / RECORD, record)
+        write_json(folder / RUN, run)
+    return VarianceResult.open(location)
