@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 }
 _RESULT_ID, _TRAINING_KEY, _MODEL_DIGEST = "patchcert.result_id", "patchcert.training_key", "patchcert.model_digest"
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH = 6000, 4900, 36
-_FINISH_SECONDS = 60.0
+_FINISH_SECONDS, _RETRY_SECONDS = 60.0, 5.0
 _VIEW_KEY, _VIEW_RUNS = "patchcert-1", 200
 _CONNECT_SECONDS, _LOCK_SECONDS, _REASON_LENGTH = 5.0, 120.0, 300
 _LOCAL_HOST = "http://127.0.0.1:5000"
@@ -212,6 +212,7 @@ class TrainingRun:
         self._tasks: queue.Queue[Callable[[Tracker, str], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._ending = threading.Event()
 
     def log_epoch(self, epoch: int, figures: dict[str, float]) -> None:
         """Hands the figures of an epoch over and returns at once.
@@ -241,6 +242,7 @@ class TrainingRun:
             )
         self._hand_over(lambda tracker, run_id: tracker.client.set_terminated(run_id, status))
         self._tasks.put(None)
+        self._ending.set()
         self._thread.join(_FINISH_SECONDS)
         if self._failure is None and self._thread.is_alive():
             self._failure = TimeoutError(f"it did not answer within {_FINISH_SECONDS:g} s")
@@ -257,17 +259,26 @@ class TrainingRun:
         self._tasks.put(task)
 
     def _work(self) -> None:
-        """Runs tasks in order; after the first failure the rest is dropped."""
+        """Runs tasks in order. A tracker that fails is asked again until it is back, at the latest at the end."""
         assert self._begin is not None
         run = None
         while (task := self._tasks.get()) is not None:
+            is_last_try = False
+            while not is_last_try:
+                is_last_try = self._ending.is_set()
+                try:
+                    run = run or self._begin()
+                    # A server that went away is noticed at once here; MLflow itself would wait for it.
+                    _check_answers(run[0].uri)
+                    task(*run)
+                except Exception as error:
+                    self._failure = error
+                    self._ending.wait(_RETRY_SECONDS)
+                else:
+                    self._failure = None
+                    break
             if self._failure is not None:
-                continue
-            try:
-                run = run or self._begin()
-                task(*run)
-            except Exception as error:
-                self._failure = error
+                return
 
 
 class Tracker:
