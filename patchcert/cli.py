@@ -1,4 +1,7 @@
-"""A command line in, an exit code out: 0 done, 2 for what the user can mend, 1 for a defect, 130 when interrupted."""
+"""A command line in, an exit code out.
+
+0 done; 2 for what the user can mend; 3 done, but with parts of the vote table set apart; 1 a defect; 130 interrupted.
+"""
 
 import dataclasses
 import difflib
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise RecipeError(f"there is no command {words[0]!r}.{hint}\n  See:  patchcert --help")
-        command(words[1:])
+        return command(words[1:]) or 0
     except PatchcertError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -71,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
-    return 0
 
 
 def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]], tuple[Any, Any, Any]]:
@@ -129,6 +131,8 @@ class VoteOptions:
 
     checkpoint: str | None = None
     """Folder or URI of a checkpoint; unset: the recipe's newest model."""
+    dry_run: bool = False
+    """Say what voting would cost, measured on a few images on the hardware it would run on, and write nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,11 +184,16 @@ def _train(words: list[str]) -> None:
     pipeline.terminal.say(f"Next:  patchcert vote {recipe.name}")
 
 
-def _vote(words: list[str]) -> None:
+def _vote(words: list[str]) -> int:
     recipe, options, extra = _recipe_command("vote", VoteOptions)(words)
     pipeline = _pipeline(recipe, options)
-    pipeline.vote(extra.checkpoint)
+    if extra.dry_run:
+        pipeline.terminal.result(pipeline.estimate_vote(extra.checkpoint).describe())
+        pipeline.terminal.say(f"Nothing was written. Next:  patchcert vote {recipe.name}")
+        return 0
+    table = pipeline.vote(extra.checkpoint)
     pipeline.terminal.say(f"Next:  patchcert study {recipe.name}")
+    return _exit_code(table)
 
 
 def _study(words: list[str]) -> None:
@@ -272,15 +281,22 @@ def _variance(words: list[str]) -> None:
     pipeline.terminal.say(f"Raw repeats, figures of each image, summary and figure: {result.folder}")
 
 
-def _run(words: list[str]) -> None:
+def _exit_code(table: Any) -> int:
+    """Parts set apart must not look like a whole table to whatever started this command."""
+    return 3 if table.num_unvoted else 0
+
+
+def _run(words: list[str]) -> int:
     recipe, options, _ = _recipe_command("run")(words)
     pipeline = _pipeline(recipe, options)
     from patchcert.stages.cluster import connected
 
     with connected(options.resources, verbose=options.verbose):
         pipeline.train()
-        result = pipeline.study(pipeline.vote())
+        table = pipeline.vote()
+        result = pipeline.study(table)
     _show_study(pipeline, result)
+    return _exit_code(table)
 
 
 def _demo(words: list[str]) -> None:
@@ -543,7 +559,7 @@ _SUITE_SECTIONS = ("data", "classifier", "training", "prediction")
 
 _DEMO_RECIPES = ("column4-digits", "crop10-digits")
 
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+_COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": _demo,
     "list": _list,
     "show": _show,

@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
 from patchcert import __version__
 from patchcert.console import Terminal
 from patchcert.data import PreparedDataset, prepare
-from patchcert.data.prepared import available_cpus
+from patchcert.data.prepared import DATASET_FILE, available_cpus
 from patchcert.data.registry import dataset_spec
 from patchcert.data.shards import Spread, in_processes
+from patchcert.data.splits import count_images
 from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError, RecipeError, StudyError
 from patchcert.recipes import Recipe
@@ -19,10 +21,14 @@ from patchcert.studies.config import VarianceConfig
 from patchcert.studies.results import StudyResult
 from patchcert.tracking import TrackingConfig
 from patchcert.votes import VoteTable
+from patchcert.votes.table import QUARANTINE
 from patchcert.workspace import Workspace, canonical_settings
 
 if TYPE_CHECKING:
+    from patchcert.stages.estimate import VoteEstimate
     from patchcert.studies.variance_results import VarianceResult
+
+_PROBE_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,13 +187,63 @@ class Pipeline:
                     folder,
                     self.workspace,
                     self.options.resources,
-                    on_part=lambda receipt, missing: bar.update(dataset.num_rows - missing, dataset.num_rows),
+                    on_part=lambda _, state: bar.update(state.images_done, state.num_images, state.describe()),
+                    say=self.terminal.say,
                 )
         self.terminal.say(
             f"{recipe.name}: {table.num_images} images x {table.num_views} views in "
             f"{time.perf_counter() - started:.1f} s, vote table {table.location}"
         )
+        if table.num_unvoted:
+            self.terminal.say(
+                f"warning: {table.num_unvoted} images have no votes and count as wrong; their parts and the reasons:  "
+                f"{table.location}/{QUARANTINE}"
+            )
         return table
+
+    def estimate_vote(self, checkpoint: str | None = None) -> "VoteEstimate":
+        """What voting would cost, from a few images scored on the hardware it would run on; the work folder stays.
+
+        Args:
+            checkpoint: folder or URI; None: the recipe's newest model, or start weights, which are as fast.
+        """
+        from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+        from patchcert.stages.cluster import connected
+
+        recipe, split = self.recipe, self.recipe.study.split
+        with tempfile.TemporaryDirectory() as scratch:
+            config, size = recipe.data, recipe.views.image_size
+            prepared = self.workspace.data(config, size).folder(split)
+            note = ""
+            if prepared.exists(DATASET_FILE):
+                dataset = PreparedDataset.open(prepared)
+                num_images = dataset.num_rows
+            else:
+                few = dataclasses.replace(config, limit=min(config.limit or _PROBE_IMAGES, _PROBE_IMAGES))
+                dataset = prepare(few, size, scratch + "/data", splits=[split])[split]
+                num_images = count_images(config, split)
+                note = f"{recipe.data.dataset} is not prepared yet: bad images are counted as good ones"
+            folder = Folder(checkpoint) if checkpoint else self.workspace.latest_model(recipe.name)
+            if folder is None:
+                folder = Folder(scratch + "/model")
+                classifier = initial_classifier(
+                    recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
+                )
+                save_checkpoint(classifier, folder, {})
+                note += ("; " if note else "") + "nothing is trained yet: measured with start weights"
+            with connected(self.options.resources, verbose=self.options.verbose):
+                from patchcert.stages.estimate import estimate_vote
+
+                return estimate_vote(
+                    recipe,
+                    dataset,
+                    folder,
+                    self.workspace,
+                    self.options.resources,
+                    num_images=num_images,
+                    note=note,
+                    say=self.terminal.say,
+                )
 
     def study(self, table: VoteTable | None = None, *, out: str | None = None) -> StudyResult:
         """Answers the recipe's questions from a vote table, writes report and figures, and publishes them.
@@ -359,11 +415,14 @@ class Pipeline:
         )
 
     def _study_identity(self, table: VoteTable) -> dict[str, Any]:
-        return {
+        identity: dict[str, Any] = {
             "version": __version__,
             "study": canonical_settings(self.recipe.study),
             "votes": table.identity,
         }
+        if table.unvoted_rows:
+            identity["unvoted_rows"] = [list(rows) for rows in table.unvoted_rows]
+        return identity
 
     def _find_study(self, table: VoteTable, out: str | None) -> StudyResult | None:
         """The whole result of the same questions and votes, or None."""

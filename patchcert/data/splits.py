@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from patchcert.data.config import DataConfig
-from patchcert.data.registry import DatasetSpec, ExpectedImages
+from patchcert.data.registry import DatasetSpec, ExpectedImages, dataset_spec
 from patchcert.data.rows import RowReader, RowSource, Source, SourceRow
+from patchcert.data.sources import open_source
 from patchcert.errors import DatasetError, ImageError
 
 _MOST_NAMED = 10
@@ -234,6 +235,16 @@ def find_split(spec: DatasetSpec, config: DataConfig, source: Source, split: str
         allow_subset=config.allow_subset or config.limit is not None,
         uri=source.uri,
     )
+
+
+def count_images(config: DataConfig, split: str) -> int:
+    """Images of a split, good and bad, from file names and footers alone.
+
+    Raises:
+        DatasetError: the source is missing, or lacks the split.
+    """
+    spec = dataset_spec(config.dataset)
+    return find_split(spec, config, open_source(spec, config.source), split).select(on_bad_name="quarantine").num_rows
 
 
 def _found(spec: DatasetSpec, source: Source, split: str) -> RowSource:

@@ -5,14 +5,17 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from patchcert.errors import ResourceError
 from patchcert.stages.resources import Resources
 
 _OBJECT_STORE_BYTES = 300 * 2**20
+_SAY_SECONDS = 30.0
+_TYPE = "accelerator_type:"
 
 # Set before the first import of ray: it reads them once. Users' own settings win.
 _ENVIRONMENT = {
@@ -32,12 +35,23 @@ class WorkerShare:
     Attributes:
         num_workers: processes or actors.
         num_cpus: CPU cores of each.
-        num_gpus: GPUs of each, 0 or 1.
+        num_gpus: GPUs of each, in [0, 1].
+        accelerator: type of GPU that workers are bound to, as Ray names it, or None.
     """
 
     num_workers: int
     num_cpus: int
-    num_gpus: int
+    num_gpus: float
+    accelerator: str | None = None
+
+    def ray_options(self) -> dict[str, Any]:
+        """What a task or actor of the stage asks Ray for."""
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "runtime_env": {"env_vars": thread_variables(self)}}
+        if self.num_gpus:
+            options["num_gpus"] = self.num_gpus
+        if self.accelerator:
+            options["accelerator_type"] = self.accelerator
+        return options
 
 
 def set_environment(*, embedded: bool, verbose: bool) -> None:
@@ -94,39 +108,118 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
             ray.shutdown()
 
 
-def worker_share(ray: Any, resources: Resources, *, training: bool) -> WorkerShare:
+def worker_share(
+    ray: Any, resources: Resources, *, training: bool, say: Callable[[str], object] | None = None
+) -> WorkerShare:
     """Divides the cluster's CPUs and GPUs among the workers of a stage.
+
+    Where GPUs are waited for, the first one is enough: actors that find no place yet join when their nodes have come.
 
     Args:
         ray: the connected module.
         resources: what the user asked for.
         training: one process takes all CPUs by default; actors take one each.
+        say: takes a line for the reader while GPUs are waited for.
 
     Raises:
-        ResourceError: more than the cluster has; names both numbers.
+        ResourceError: more than the cluster has; names both numbers. Or GPUs of several types and no word which to use.
     """
+    gpus_each = 1.0 if training else resources.gpus_per_worker
+    if resources.wait_for_gpus:
+        _wait_for_gpus(ray, resources, gpus_each, say)
     total = ray.cluster_resources()
     num_cpus, num_gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
     if resources.device == "cuda" and num_gpus < 1:
         raise ResourceError(
             "a GPU was asked for (--resources.device cuda), but the cluster has 0 GPUs.\n"
-            "  Use --resources.device cpu, or join a cluster with GPUs: --resources.address ADDRESS"
+            "  Use --resources.device cpu, join a cluster with GPUs (--resources.address ADDRESS), or wait for nodes "
+            "that start on demand: --resources.wait-for-gpus SECONDS"
         )
     use_gpu = num_gpus > 0 and resources.device != "cpu"
+    accelerator = None
     if use_gpu:
-        workers = resources.workers or num_gpus
+        accelerator, num_gpus = _accelerator(ray, resources, num_gpus)
+        places = int(num_gpus / gpus_each + 1e-9)
+        workers = resources.workers or places
         cpus = resources.cpus_per_worker or max(1, num_cpus // num_gpus if training else 1)
     else:
+        places = num_cpus
         cpus = resources.cpus_per_worker or (num_cpus // max(1, resources.workers) if training else 1)
         workers = resources.workers or (1 if training else max(1, num_cpus // cpus))
-    share = WorkerShare(num_workers=workers, num_cpus=max(1, cpus), num_gpus=int(use_gpu))
-    if share.num_workers * share.num_cpus > num_cpus or (use_gpu and share.num_workers > num_gpus):
+    share = WorkerShare(
+        num_workers=workers,
+        num_cpus=max(1, cpus),
+        num_gpus=gpus_each if use_gpu else 0,
+        accelerator=accelerator,
+    )
+    is_too_much = share.num_workers * share.num_cpus > num_cpus or share.num_workers > places
+    if is_too_much and not (use_gpu and resources.wait_for_gpus):
         raise ResourceError(
-            f"{share.num_workers} workers with {share.num_cpus} CPUs and {share.num_gpus} GPUs each were asked for, "
+            f"{share.num_workers} workers with {share.num_cpus} CPUs and {share.num_gpus:g} GPUs each were asked for, "
             f"but the cluster has {num_cpus} CPUs and {num_gpus} GPUs.\n"
             "  Lower --resources.workers or --resources.cpus-per-worker, or join a larger cluster."
         )
     return share
+
+
+def _wait_for_gpus(ray: Any, resources: Resources, gpus_each: float, say: Callable[[str], object] | None) -> None:
+    """Asks the autoscaler for GPUs and returns when the first is there; the wait for it has an end."""
+    if ray.cluster_resources().get("GPU", 0) > 0:
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = max(1, resources.workers)
+    kind = resources.accelerator or "any"
+    if say is not None:
+        say(
+            f"the cluster has no GPU yet: asking for {wanted * gpus_each:g} ({kind} type) and waiting up to "
+            f"{resources.wait_for_gpus:g} s"
+        )
+    bundle = {"CPU": max(1, resources.cpus_per_worker), "GPU": gpus_each}
+    if kind != "any":
+        bundle[f"accelerator_type:{kind}"] = 0.001
+    request_resources(bundles=[bundle] * wanted)
+    started = said = time.monotonic()
+    try:
+        while ray.cluster_resources().get("GPU", 0) < gpus_each:
+            now = time.monotonic()
+            if now - started > resources.wait_for_gpus:
+                raise ResourceError(
+                    f"no GPU has come within {resources.wait_for_gpus:g} s (--resources.wait-for-gpus); the cluster "
+                    "has 0 GPUs.\n  Check its GPU node group and quota (ray status), or wait longer."
+                )
+            if say is not None and now - said > _SAY_SECONDS:
+                said = now
+                say(f"still waiting for the first GPU, {now - started:.0f} s")
+            time.sleep(1)
+    finally:
+        # The actors themselves are the demand from here on; a standing request would keep idle nodes alive.
+        request_resources(bundles=[])
+
+
+def _accelerator(ray: Any, resources: Resources, num_gpus: int) -> tuple[str | None, int]:
+    """The type of GPU to use, None for whatever comes, and how many of it there are."""
+    by_type: dict[str, int] = {}
+    for node in ray.nodes():
+        amounts = node["Resources"] if node["Alive"] else {}
+        for name in amounts:
+            if name.startswith(_TYPE) and amounts.get("GPU"):
+                kind = name.removeprefix(_TYPE)
+                by_type[kind] = by_type.get(kind, 0) + int(amounts["GPU"])
+    if resources.accelerator and resources.accelerator != "any":
+        if resources.accelerator not in by_type and not resources.wait_for_gpus:
+            raise ResourceError(
+                f"GPUs of type {resources.accelerator} were asked for, but the cluster has "
+                f"{', '.join(f'{count} {kind}' for kind, count in by_type.items()) or f'{num_gpus} of no type'}.\n"
+                "  Choose one of those with --resources.accelerator."
+            )
+        return resources.accelerator, by_type.get(resources.accelerator, num_gpus)
+    if len(by_type) > 1 and not resources.accelerator:
+        raise ResourceError(
+            f"the cluster has GPUs of {len(by_type)} types ({', '.join(sorted(by_type))}), whose scores may differ in "
+            "the last digits.\n  Choose one with --resources.accelerator TYPE, or mix them: --resources.accelerator any"
+        )
+    return None, num_gpus
 
 
 def thread_variables(share: WorkerShare) -> dict[str, str]:

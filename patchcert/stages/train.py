@@ -126,6 +126,7 @@ def train(
             num_workers=share.num_workers,
             use_gpu=share.num_gpus > 0,
             resources_per_worker={"CPU": share.num_cpus} | ({"GPU": 1} if share.num_gpus else {}),
+            accelerator_type=share.accelerator,
         ),
         run_config=ray.train.RunConfig(
             name=run_name,

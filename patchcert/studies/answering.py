@@ -197,7 +197,6 @@ def summarise(
     _check_images(per_image, subject)
     labels_N = np.asarray(per_image["label"])
     base_accuracy = int(np.asarray(per_image["base_correct"]).sum()) / (subject.evaluated * questions[0].num_views)
-    quarantine = f"{subject.num_quarantined} unreadable images count as wrong" if subject.num_quarantined else ""
     rows = []
     for question in questions:
         clean, certified = _successes(per_image, question, labels_N)
@@ -228,7 +227,7 @@ def summarise(
                 "min_confidence": np.nan if question.min_confidence is None else question.min_confidence,
                 "feasible": question.feasible,
                 "note": "; ".join(
-                    text for text in (question.note, _hanging(per_image, question, labels_N), quarantine) if text
+                    text for text in (question.note, _hanging(per_image, question, labels_N), subject.set_apart) if text
                 ),
                 "base_accuracy": base_accuracy,
                 "clean_accuracy": clean / subject.evaluated,

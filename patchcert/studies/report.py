@@ -193,6 +193,11 @@ def _warnings(answers: pd.DataFrame, results: Sequence[StudyResult]) -> list[str
                 f"{result.subject.defense}: {result.subject.num_quarantined} images could not be read; they count as "
                 "wrong in every accuracy."
             )
+        if result.subject.num_unvoted:
+            found.append(
+                f"{result.subject.defense}: {result.subject.num_unvoted} images belong to parts of the vote table that "
+                "failed wherever they were tried; they count as wrong in every accuracy."
+            )
     impossible = answers[~answers["feasible"]]
     if len(impossible):
         found.append(

@@ -20,6 +20,7 @@ class Subject:
         split_digest: digest of its images and labels, hex.
         num_images: images that were voted on.
         num_quarantined: images that could not be read; they count as wrong.
+        num_unvoted: images of parts of the vote table that could not be computed; they count as wrong.
         num_classes: number of classes.
         resize: how images were brought to network size; "none": the patch acts on native pixels.
         interpolation: of the resizing, or None.
@@ -34,6 +35,7 @@ class Subject:
     split_digest: str
     num_images: int
     num_quarantined: int = 0
+    num_unvoted: int = 0
     num_classes: int
     resize: str = "none"
     interpolation: str | None = None
@@ -52,6 +54,7 @@ class Subject:
             split_digest=dataset["digest"],
             num_images=table.num_images,
             num_quarantined=table.num_quarantined,
+            num_unvoted=table.num_unvoted,
             num_classes=table.num_classes,
             resize=preprocessing["resize"],
             interpolation=preprocessing["interpolation"],
@@ -73,8 +76,18 @@ class Subject:
 
     @property
     def evaluated(self) -> int:
-        """Denominator of every accuracy: images voted on and quarantined ones."""
-        return self.num_images + self.num_quarantined
+        """Denominator of every accuracy: images voted on and those set apart."""
+        return self.num_images + self.num_quarantined + self.num_unvoted
+
+    @property
+    def set_apart(self) -> str:
+        """Which images count as wrong unseen, in words; empty when there are none."""
+        words = []
+        if self.num_quarantined:
+            words.append(f"{self.num_quarantined} unreadable images count as wrong")
+        if self.num_unvoted:
+            words.append(f"{self.num_unvoted} images of parts that failed count as wrong")
+        return "; ".join(words)
 
     @property
     def image_size(self) -> tuple[int, int]:

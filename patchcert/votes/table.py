@@ -1,9 +1,11 @@
 """Votes of all views of all images as a folder of Parquet parts that carry the identity of what made them."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from patchcert.votes.scores import rounded_score
 SCHEMA_VERSION = 1
 RUN = "run.json"
 SUCCESS = "_SUCCESS.json"
+QUARANTINE = "quarantined_parts.json"
 _IDENTITY_KEY = b"patchcert.identity"
 _ROWS_KEY = b"patchcert.rows"
+_LOOKS_AT_A_TIME = 8
 
 Identity = dict[str, Any]
 
@@ -145,8 +149,9 @@ class VoteTable:
             identity = success["identity"]
             version = identity["schema_version"]
             is_whole = fingerprint(identity) == success["fingerprint"]
-            borders = [0, *(part["stop"] for part in success["parts"])]
-            in_a_row = [part["start"] for part in success["parts"]] == borders[:-1]
+            ranges = sorted((part["start"], part["stop"]) for part in success["parts"] + success.get("quarantined", []))
+            borders = [0, *(stop for _, stop in ranges)]
+            in_a_row = [start for start, _ in ranges] == borders[:-1]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise VoteTableError(
                 f"{folder}/{SUCCESS} is damaged ({type(error).__name__}: {error}).\n  Repeat:  patchcert vote RECIPE"
@@ -171,8 +176,18 @@ class VoteTable:
 
     @property
     def num_images(self) -> int:
-        """Images in the table."""
-        return int(self.identity["dataset"]["num_images"])
+        """Images in the table: those that have votes."""
+        return int(self.identity["dataset"]["num_images"]) - self.num_unvoted
+
+    @property
+    def unvoted_rows(self) -> list[tuple[int, int]]:
+        """Row ranges (start, stop) of the parts that could not be computed; their reasons stand in QUARANTINE."""
+        return [(part["start"], part["stop"]) for part in self._success.get("quarantined", [])]
+
+    @property
+    def num_unvoted(self) -> int:
+        """Images of the parts that could not be computed; they count as not certified."""
+        return sum(stop - start for start, stop in self.unvoted_rows)
 
     @property
     def num_quarantined(self) -> int:
@@ -293,25 +308,90 @@ def part_problem(folder: Folder, name: str, identity: Identity, rows: tuple[int,
     return None
 
 
-def finish_table(folder: Folder, identity: Identity, rows_of_parts: list[tuple[int, int]]) -> VoteTable:
+def missing_parts(folder: Folder, identity: Identity, rows_of_parts: list[tuple[int, int]]) -> dict[int, str]:
+    """Which parts of a table cannot be used, by their number, and why.
+
+    Parts are looked at several at a time: on an object store each look is a round trip.
+    """
+    there = folder.files() if folder.exists() else {}
+
+    def problem(index: int) -> str | None:
+        name = part_name(index, len(rows_of_parts))
+        return part_problem(folder, name, identity, rows_of_parts[index]) if name in there else "is missing"
+
+    with concurrent.futures.ThreadPoolExecutor(_LOOKS_AT_A_TIME) as pool:
+        problems = pool.map(problem, range(len(rows_of_parts)))
+    return {index: text for index, text in enumerate(problems) if text is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuarantinedPart:
+    """A part that failed wherever it was tried.
+
+    Attributes:
+        part: its number.
+        reason: what the last attempt ended with.
+        nodes: machines that tried it.
+    """
+
+    part: int
+    reason: str
+    nodes: tuple[str, ...] = ()
+
+
+def finish_table(
+    folder: Folder,
+    identity: Identity,
+    rows_of_parts: list[tuple[int, int]],
+    quarantined: Sequence[QuarantinedPart] = (),
+) -> VoteTable:
     """Verifies all parts and marks the table as finished.
 
+    Args:
+        folder: of the table.
+        identity: what it was made from.
+        rows_of_parts: rows (start, stop) of every part.
+        quarantined: parts that the table goes without; listed with their reasons in QUARANTINE.
+
     Raises:
-        VoteTableError: a part is missing, damaged or foreign; nothing is marked.
+        VoteTableError: another part is missing, damaged or foreign, or none is left; nothing is marked.
     """
-    names = [part_name(index, len(rows_of_parts)) for index in range(len(rows_of_parts))]
-    for name, rows in zip(names, rows_of_parts, strict=True):
-        problem = part_problem(folder, name, identity, rows)
-        if problem:
+    excused = {part.part: part for part in quarantined}
+    problems = missing_parts(folder, identity, rows_of_parts)
+    for index, problem in problems.items():
+        if index not in excused:
+            name = part_name(index, len(rows_of_parts))
             raise VoteTableError(f"{folder}/{name} {problem}.\n  Repeat the same command: it computes what is missing.")
-    success = {
+    if len(problems) == len(rows_of_parts):
+        raise VoteTableError(
+            f"all {len(rows_of_parts)} parts of {folder} failed, the first: {quarantined[0].reason}\n"
+            "  Mend that, then repeat the same command."
+        )
+
+    def listed(indices: Iterable[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": part_name(index, len(rows_of_parts)),
+                "start": rows_of_parts[index][0],
+                "stop": rows_of_parts[index][1],
+            }
+            for index in indices
+        ]
+
+    success: dict[str, Any] = {
         "identity": identity,
         "fingerprint": fingerprint(identity),
-        "parts": [
-            {"name": name, "start": start, "stop": stop}
-            for name, (start, stop) in zip(names, rows_of_parts, strict=True)
-        ],
+        "parts": listed(index for index in range(len(rows_of_parts)) if index not in problems),
     }
+    if problems:
+        success["quarantined"] = listed(problems)
+        reasons = [
+            {**row, "reason": excused[index].reason, "nodes": list(excused[index].nodes)}
+            for index, row in zip(problems, success["quarantined"], strict=True)
+        ]
+        folder.write(QUARANTINE, json.dumps(reasons, indent=1, sort_keys=True, ensure_ascii=False).encode())
+    else:
+        folder.remove(QUARANTINE)
     folder.write(SUCCESS, json.dumps(success, indent=1, sort_keys=True).encode())
     return VoteTable(folder, success)
 

@@ -65,6 +65,16 @@ def model_folder(tmp_path_factory, small_recipe, prepared):
     return folder
 
 
+@pytest.fixture(scope="session")
+def reference(ray_cluster, small_recipe, prepared, model_folder, tmp_path_factory):
+    """The table of one actor."""
+    from patchcert.stages.vote import vote
+
+    workspace = Workspace(str(tmp_path_factory.mktemp("one")))
+    resources = Resources(images_per_part=20, workers=1)
+    return vote(small_recipe, prepared["test"], model_folder, workspace, resources)
+
+
 @pytest.fixture
 def workspace(tmp_path):
     return Workspace(str(tmp_path / "work"))

@@ -1,9 +1,9 @@
 import dataclasses
-import hashlib
 import os
 
 import pyarrow as pa
 import pytest
+from vote_jobs import digests, job_of
 
 from patchcert.errors import CheckpointError, ModelError, ResourceError, VoteTableError
 from patchcert.models.checkpoint import initial_classifier, save_checkpoint
@@ -12,42 +12,6 @@ from patchcert.votes import VoteTable
 from patchcert.workspace import Workspace
 
 PARTS_OF_20 = Resources(images_per_part=20, workers=1)
-
-
-def digests(table):
-    """sha256 of every file that belongs to a vote table."""
-    names = [name for name in sorted(os.listdir(table.location)) if name.startswith(("part-", "_SUCCESS"))]
-    return {name: hashlib.sha256(open(os.path.join(table.location, name), "rb").read()).hexdigest() for name in names}
-
-
-def job_of(table, recipe, prepared, model_folder, table_folder):
-    """The job of a table's actors, writing elsewhere."""
-    from patchcert.models.checkpoint import read_checkpoint_config
-    from patchcert.stages.vote import VoteJob
-
-    return VoteJob(
-        identity=table.identity,
-        table_folder=str(table_folder),
-        dataset_folder=str(prepared["test"].folder),
-        model_folder=str(model_folder),
-        model_digest=read_checkpoint_config(model_folder)["digest"],
-        classifier=recipe.classifier,
-        views=recipe.views,
-        prediction=recipe.prediction,
-        num_parts=6,
-        num_threads=1,
-        device="cpu",
-    )
-
-
-@pytest.fixture(scope="module")
-def reference(ray_cluster, small_recipe, prepared, model_folder, tmp_path_factory):
-    """The table of one actor."""
-    from patchcert.stages.vote import vote
-
-    workspace = Workspace(str(tmp_path_factory.mktemp("one")))
-    resources = PARTS_OF_20
-    return vote(small_recipe, prepared["test"], model_folder, workspace, resources)
 
 
 def test_table_of_two_actors_is_byte_for_byte_that_of_one(reference, small_recipe, prepared, model_folder, workspace):
@@ -60,11 +24,11 @@ def test_table_of_two_actors_is_byte_for_byte_that_of_one(reference, small_recip
         model_folder,
         workspace,
         dataclasses.replace(PARTS_OF_20, workers=2),
-        on_part=lambda receipt, missing: seen.append(missing),
+        on_part=lambda receipt, progress: seen.append((progress.images_done, progress.parts_done)),
     )
     assert table.num_parts == 6 and table.num_images == 120
     assert digests(table) == digests(reference)
-    assert seen[0] == 120 and sorted(seen[1:]) == [0, 20, 40, 60, 80, 100]
+    assert seen == [(20 * part, part) for part in range(7)]
 
 
 def test_damaged_and_missing_parts_are_computed_again_and_nothing_else(
@@ -89,7 +53,7 @@ def test_damaged_and_missing_parts_are_computed_again_and_nothing_else(
         model_folder,
         workspace,
         PARTS_OF_20,
-        on_part=lambda receipt, missing: computed.append(receipt.part),
+        on_part=lambda receipt, _: computed.append(receipt.part),
     )
     assert sorted(computed) == [-1, 1, 4]
     assert digests(again) == before == digests(reference)
@@ -108,7 +72,7 @@ def test_finished_table_is_taken_without_any_work(reference, small_recipe, prepa
         model_folder,
         Workspace(folder),
         PARTS_OF_20,
-        on_part=lambda receipt, missing: calls.append(receipt.part),
+        on_part=lambda receipt, _: calls.append(receipt.part),
     )
     assert calls == [-1]
 
@@ -122,9 +86,9 @@ def test_layout_of_an_unfinished_table_stays_as_it_was_begun(reference, small_re
 
 
 def test_worker_outside_of_ray_gives_the_same_bytes(reference, small_recipe, prepared, model_folder, tmp_path):
-    from patchcert.stages.vote import VoteWorker
+    from patchcert.stages.vote_worker import VoteWorker
 
-    job = job_of(reference, small_recipe, prepared, model_folder, tmp_path)
+    job = job_of(small_recipe, prepared, model_folder, tmp_path)
     receipts = VoteWorker(job)(pa.table({"part": [2], "start": [40], "stop": [60]})).to_pylist()
     assert receipts[0]["error"] == "" and receipts[0]["rows"] == 20
     name = "part-00002-of-00006.parquet"
@@ -132,12 +96,10 @@ def test_worker_outside_of_ray_gives_the_same_bytes(reference, small_recipe, pre
     assert os.listdir(tmp_path / "attempts") == []
 
 
-def test_part_that_kills_its_process_is_given_up_after_three_attempts(
-    reference, small_recipe, prepared, model_folder, tmp_path
-):
-    from patchcert.stages.vote import VoteWorker
+def test_part_that_kills_its_process_is_given_up_after_three_attempts(small_recipe, prepared, model_folder, tmp_path):
+    from patchcert.stages.vote_worker import VoteWorker
 
-    job = job_of(reference, small_recipe, prepared, model_folder, tmp_path)
+    job = job_of(small_recipe, prepared, model_folder, tmp_path)
     (tmp_path / "attempts").mkdir()
     for number in (1, 2, 3):
         (tmp_path / "attempts" / f"part-00000-{number}").touch()
