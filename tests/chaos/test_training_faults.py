@@ -1,0 +1,145 @@
+"""Training workers and the tracker die while a model is trained; a checkpoint of another run is refused."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+import urllib.request
+
+import pytest
+from processes import processes_named
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    import ray
+
+    from patchcert.stages.cluster import set_environment
+
+    set_environment(embedded=True, verbose=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield ray
+    ray.shutdown()
+
+
+def test_killed_workers_change_no_weight(ray_here, fault, trained_undisturbed, small_recipe, prepared, tmp_path):
+    from safetensors.torch import load
+
+    from patchcert.stages.resources import Resources
+    from patchcert.stages.train import train
+    from patchcert.workspace import Workspace
+
+    strikes = [2, 4]
+
+    def strike(epoch, row):
+        if strikes and epoch >= strikes[0]:
+            for process in processes_named("RayTrainWorker"):
+                os.kill(process, signal.SIGKILL)
+                fault("train worker killed")
+                strikes.pop(0)
+                break
+
+    resources = Resources(cpus_per_worker=1, max_failures=3)
+    workspace = Workspace(str(tmp_path))
+    model = train(small_recipe, prepared, workspace, resources, on_epoch=strike)
+    assert strikes == []
+    weights = load(model.folder.read("weights.safetensors"))
+    assert weights.keys() == trained_undisturbed.keys()
+    assert all((weights[name] == trained_undisturbed[name]).all() for name in weights)
+
+
+def test_checkpoint_of_other_settings_is_refused(ray_here, small_recipe, prepared, tmp_path):
+    import dataclasses
+
+    from patchcert.errors import TrainingError
+    from patchcert.stages.resources import Resources
+    from patchcert.stages.train import train, training_key
+    from patchcert.workspace import Workspace
+
+    resources, workspace = Resources(cpus_per_worker=1, max_failures=0), Workspace(str(tmp_path))
+    short = dataclasses.replace(small_recipe, training=dataclasses.replace(small_recipe.training, epochs=1))
+    train(short, prepared, workspace, resources)
+    other = dataclasses.replace(short, training=dataclasses.replace(short.training, learning_rate=1e-4, epochs=2))
+    names = [
+        workspace.training(recipe.name, training_key(recipe, prepared["train"], 1)).path() for recipe in (short, other)
+    ]
+    shutil.copytree(*names)
+    with pytest.raises(TrainingError, match=r"belongs to run [0-9a-f]{8}, not to [0-9a-f]{8}"):
+        train(other, prepared, workspace, resources)
+    assert workspace.latest_model(small_recipe.name).path().endswith(training_key(short, prepared["train"], 1))
+
+
+class Server:
+    """An MLflow server on this machine that can be killed and started again."""
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+        ]
+        self.start()
+
+    def start(self):
+        self._process = subprocess.Popen(
+            self._command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline and self._process.poll() is None
+                time.sleep(0.2)
+
+    def kill(self):
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def test_tracker_that_dies_and_comes_back_misses_nothing(fault, small_recipe, tmp_path):
+    from mlflow import MlflowClient
+
+    from patchcert.tracking import TrackingConfig, training_run
+    from patchcert.workspace import Workspace
+
+    server, warnings = Server(tmp_path), []
+    try:
+        dataset = types.SimpleNamespace(name="digits", split="train", digest="ab" * 32)
+        config = TrackingConfig(uri=server.uri)
+        run = training_run(config, Workspace(str(tmp_path)), small_recipe, dataset, warnings.append)
+        for epoch in range(1, 10):
+            run.log_epoch(epoch, {"loss": 1 / epoch})
+            if epoch in (3, 6):
+                time.sleep(1)
+                server.kill()
+                fault("MLflow server killed")
+            if epoch in (5, 7):
+                server.start()
+        run.finish("FINISHED")
+        client = MlflowClient(server.uri)
+        (experiment,) = [e for e in client.search_experiments() if e.name == "patchcert/digits/train"]
+        (stored,) = client.search_runs([experiment.experiment_id])
+        points = client.get_metric_history(stored.info.run_id, "loss")
+        assert sorted((point.step, point.value) for point in points) == [(e, 1 / e) for e in range(1, 10)]
+        assert stored.info.status == "FINISHED" and warnings == []
+    finally:
+        server.kill()
