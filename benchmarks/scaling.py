@@ -339,7 +339,7 @@ NOTICE_SECONDS = 20.0
 """Until Ray takes a silent node for dead."""
 ASSUMED_GPU_VIEWS_PER_SECOND = 4000
 """Not measured: a round number for one data-centre GPU; ``patchcert vote RECIPE --dry-run`` measures yours."""
-PART_SECONDS = 20.0
+PART_SECONDS, MOST_PARTS, PARTS_PER_WORKER = 20.0, 5000, 6
 
 
 def run_simulation(rates: dict[str, Any], driver: dict[str, Any]) -> dict[str, Any]:
@@ -361,8 +361,10 @@ def run_simulation(rates: dict[str, Any], driver: dict[str, Any]) -> dict[str, A
             seconds = IMAGENET_IMAGES * rate["views"] / views_per_second
             rows = []
             for nodes in (1, 2, 4, 8, 16, 32, 64, 100):
-                # Parts of about 20 seconds, but no more than 5,000 of them: beyond that parts grow.
-                num_parts = int(min(5000, max(workers * nodes, math.ceil(seconds / PART_SECONDS))))
+                # Parts of about 20 seconds; more than 5,000 of them only to give every worker several, so that the
+                # last ones keep nobody waiting for long.
+                few = min(MOST_PARTS, math.ceil(seconds / PART_SECONDS))
+                num_parts = min(IMAGENET_IMAGES, max(few, PARTS_PER_WORKER * workers * nodes))
                 cluster = Cluster(
                     nodes=nodes,
                     workers_per_node=workers,

@@ -71,5 +71,6 @@ def _exhausted(error: OSError | PatchcertError, num_retries: int) -> PatchcertEr
 
 def _storage_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
-        error = error.__cause__
+        # Messages for users hide what they were made from, but keep it.
+        error = error.__cause__ or error.__context__
     return error

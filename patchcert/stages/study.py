@@ -7,9 +7,12 @@ from typing import Any
 import ray
 import ray.data
 
+from patchcert.stages.retries import with_retries
 from patchcert.studies.answering import PartAnswers, answer_part
 from patchcert.studies.questions import Question
 from patchcert.votes import VoteTable
+
+_STORAGE_RETRIES = 3
 
 
 def answer(
@@ -48,7 +51,7 @@ class _AnswerPart:
         self._location, self._questions = location, questions
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        table = VoteTable.open(self._location)
-        part = table.read_part(row["part"])
+        table = with_retries(lambda: VoteTable.open(self._location), _STORAGE_RETRIES)
+        part = with_retries(lambda: table.read_part(row["part"]), _STORAGE_RETRIES)
         answers = answer_part(part, table.views, self._questions)
         return {"part": row["part"], "images": len(part.labels_N), "answers": pickle.dumps(answers)}
