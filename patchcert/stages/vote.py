@@ -293,10 +293,7 @@ def _receipts_of_pool(
     Parts without any receipt when nothing happens for too long are failures that another node may mend.
     """
     pool = ray.data.ActorPoolStrategy(
-        min_size=1,
-        max_size=min(plan.share.num_workers, len(rows)),
-        initial_size=min(plan.share.num_workers, len(rows)),
-        max_tasks_in_flight_per_actor=_PARTS_PER_ACTOR,
+        size=min(plan.share.num_workers, len(rows)), max_tasks_in_flight_per_actor=_PARTS_PER_ACTOR
     )
     parts = ray.data.from_items(rows, override_num_blocks=len(rows))
     parts.context.execution_no_progress_timeout_s = resources.part_timeout
