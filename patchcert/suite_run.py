@@ -12,6 +12,7 @@ from patchcert.data.storage import Folder
 from patchcert.errors import PatchcertError, RecipeError
 from patchcert.pipeline import Pipeline, RunOptions
 from patchcert.recipes import Recipe
+from patchcert.studies.config import StudyConfig, VarianceConfig
 from patchcert.studies.results import SUMMARY, StudyResult
 from patchcert.suites import Networks, Suite
 from patchcert.votes import VoteTable
@@ -19,6 +20,8 @@ from patchcert.votes.table import SUCCESS
 from patchcert.workspace import Workspace, canonical_settings, settings_key
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from patchcert.studies.paper_tables import FilledTable
 
 
@@ -97,8 +100,8 @@ class SuiteRun:
         options = dataclasses.replace(self.options, tracking=tracking)
         with connected(options.resources, verbose=options.verbose) as ray:
             models = self._train(ray, options)
-            results = self._answer(models, options)
-        return self._report(results, tracking, out)
+            results, scatters = self._answer(models, options)
+        return self._report(results, scatters, tracking, out)
 
     def plan(self) -> list[tuple[str, str, str]]:
         """(experiment, name of its results, what is there already) of every experiment, without computing anything."""
@@ -176,9 +179,16 @@ class SuiteRun:
                 thread.join(0.5)
         return models
 
-    def _answer(self, models: Mapping[str, Folder], options: RunOptions) -> dict[str, StudyResult]:
-        """Votes and answers experiment by experiment, each on all cores; those of equal votes share their table."""
+    def _answer(
+        self, models: Mapping[str, Folder], options: RunOptions
+    ) -> "tuple[dict[str, StudyResult], dict[str, pd.DataFrame]]":
+        """Votes and answers experiment by experiment, each on all cores; those of equal votes share their table.
+
+        Returns:
+            Studies, and summaries of repeated draws, by name of the experiment.
+        """
         results: dict[str, StudyResult] = {}
+        scatters: dict[str, pd.DataFrame] = {}
         tables: dict[str, VoteTable] = {}
         for name, recipe in self.recipes.items():
             model = models.get(_model_key(recipe))
@@ -194,9 +204,13 @@ class SuiteRun:
                 if votes not in tables:
                     tables[votes] = pipeline.vote(str(model))
                 results[name] = pipeline.answer(tables[votes], reuse=True)
-        return results
+                if repeats := self.suite.experiment(name).repeats:
+                    scatters[name] = pipeline.variance(_repeated(recipe.study, repeats), tables[votes]).summary
+        return results, scatters
 
-    def _report(self, results: dict[str, StudyResult], tracking: Any, out: str | None) -> SuiteOutcome:
+    def _report(
+        self, results: dict[str, StudyResult], scatters: "dict[str, pd.DataFrame]", tracking: Any, out: str | None
+    ) -> SuiteOutcome:
         from patchcert.studies.suite_writing import SuiteReport, write_suite
         from patchcert.tracking import publish
 
@@ -212,7 +226,7 @@ class SuiteRun:
                 tables=suite.tables,
                 figures=suite.figures,
                 results=results,
-                scatters={},
+                scatters=scatters,
                 missing=self._missing,
                 left_out=tuple(name for name in known if name not in self.recipes),
                 notes=suite.notes,
@@ -281,6 +295,17 @@ def _splits(recipe: Recipe) -> list[str]:
     if "validation" in dataset_spec(recipe.data.dataset).splits:
         wanted.append("validation")
     return list(dict.fromkeys(wanted))
+
+
+def _repeated(study: StudyConfig, repeats: int) -> VarianceConfig:
+    """Every draw of a study, many times."""
+    return VarianceConfig(
+        repeats=repeats,
+        num_draws=tuple(sorted(study.num_draws)),
+        replacement=study.replacement,
+        patches=(study.headline_patch,),
+        min_confidence=study.min_confidences[0],
+    )
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
