@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test test-slow test-chaos check bench format clean
 
 demo: $(VENV)/installed
 	$(BIN)/patchcert demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Whole ways of every defense, suites, broken images, the tracker in a browser.
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --timeout 900
+
+# Kills actors, nodes, drivers and servers.
+test-chaos: $(VENV)/installed
+	PATCHCERT_CHAOS=1 $(BIN)/python -m pytest tests/chaos -v --timeout 900
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -19,6 +27,8 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/certificates.py
 	$(BIN)/python benchmarks/prediction.py
+	$(BIN)/python benchmarks/variance.py
+	$(BIN)/python benchmarks/input_pipeline.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

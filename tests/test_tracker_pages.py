@@ -19,7 +19,10 @@ from patchcert.workspace import Workspace
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser: install one of {', '.join(BROWSERS)}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser: install one of {', '.join(BROWSERS)}"),
+]
 # The pages load scripts in steps; the browser stops this long after all is quiet, in its own hastened time.
 PATIENCE_MS = 20_000
 

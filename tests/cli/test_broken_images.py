@@ -15,6 +15,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_broken_images_are_named_and_then_counted_as_not_certified(patchcert):
     num_bad = write_broken_dataset(patchcert.folder / "images", NUM_IMAGES)

@@ -12,7 +12,7 @@ import pytest
 from .conftest import CommandLine
 
 # Several trainings, and the whole suite twice.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SUITE = ("study", "drs-cifar10", "--quick", "--only", "columns4", "rows4")
 SMALL = (

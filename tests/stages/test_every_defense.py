@@ -37,6 +37,7 @@ def run(ray_cluster, tmp_path, monkeypatch):
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NUM_VIEWS)
 def test_sound_defenses_end_in_counting_and_placement(run, name):
     answers, table = run("run", name, *SMALL)
@@ -74,6 +75,7 @@ def test_sparse_ablation_ends_in_a_sampled_study_and_resumes_to_the_same_bytes(r
     assert "60 samples of 40 random pixels" in report.read_text() and "sampled smoothing" in report.read_text()
 
 
+@pytest.mark.slow
 def test_randomized_columns_are_sampled_from_the_votes_of_all_columns(run):
     samples = ("--study.certificates", "counting", "sampled", "--study.num-selection", "50")
     answers, table = run("run", "column8-digits", *SMALL, *samples, "--study.num-estimation", "500")
@@ -83,6 +85,7 @@ def test_randomized_columns_are_sampled_from_the_votes_of_all_columns(run):
     assert set(sampled["guarantee"]) == {"probabilistic"} and set(sampled["draws"]) == {"with replacement"}
 
 
+@pytest.mark.slow
 def test_one_pass_bands_of_any_recipe_turn_into_rows(run):
     _, table = run("run", "bandnet8-digits", *SMALL, "--views.axis", "row")
     assert table.views.describe() == "row bands of width 8, 32 views of 32x32"
