@@ -28,8 +28,8 @@ class PredictionConfig:
     """Views in one forward pass (the last ones are filled up); 0: by the size of the network's features. Bounds the
     memory needed. Networks that score all views of an image in one pass get as many whole images as fit, or one."""
     shortcuts: bool = True
-    """On CPUs in float32: compute what views share once and convolve with fewer multiplications. Same votes up to
-    rounding, measured; --no-shortcuts runs the network as it is written."""
+    """On CPUs in float32: compute what views share once and convolve with fewer multiplications. Same scores up to
+    rounding; --no-shortcuts runs the network as it is written."""
     compile: bool = False
     """Hand the network to torch.compile instead of the shortcuts; needs a C++ compiler (CPU) or Triton (GPU)."""
     num_samples: int = 0

@@ -17,6 +17,7 @@ from patchcert.data.storage import Folder
 from patchcert.errors import PatchcertError, ResourceError, VoteTableError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.models.networks import ONE_PASS_NETWORKS
+from patchcert.prediction.config import PredictionConfig
 from patchcert.stages.cluster import WorkerShare, worker_share
 from patchcert.stages.resources import Resources
 from patchcert.stages.retries import with_retries
@@ -217,8 +218,29 @@ class TablePlan:
     def keep_layout(self) -> None:
         """Writes down where the borders of the parts are, so that a later run keeps them."""
         if not self.folder.exists(_LAYOUT):
-            layout = {"images_per_part": self.images_per_part, "device": self.job.device}
+            layout = {"images_per_part": self.images_per_part}
+            layout |= _arithmetic(self.job.device, self.job.prediction)
             self.folder.write(_LAYOUT, json.dumps(layout).encode())
+
+
+def _arithmetic(device: str, prediction: PredictionConfig) -> dict[str, Any]:
+    """What moves the last digits of scores, and so must not change between the parts of one table."""
+    return {"device": device, "shortcuts": prediction.shortcuts, "compile": prediction.compile}
+
+
+def _check_arithmetic(folder: Folder, begun: dict[str, Any], asked: dict[str, Any]) -> None:
+    for name, value in asked.items():
+        # Tables of versions that had no such setting were begun without it.
+        before = begun.get(name, False)
+        if before == value:
+            continue
+        was, now, option = f"{name} {before}", f"{name} {value}", f"--prediction.{'' if before else 'no-'}{name}"
+        if name == "device":
+            was, now, option = before, value, f"--resources.device {before}"
+        raise VoteTableError(
+            f"{folder} was begun on {was}, but this run would go on with {now}.\n"
+            f"  Use {option}, or delete the folder to start over."
+        )
 
 
 def plan_table(
@@ -251,11 +273,8 @@ def plan_table(
     size = images_per_part(recipe, dataset.num_rows, resources)
     if folder.exists(_LAYOUT):
         layout = json.loads(folder.read(_LAYOUT))
-        if layout["device"] != device and not folder.exists(SUCCESS):
-            raise VoteTableError(
-                f"{folder} was begun on {layout['device']}, but this run would go on with {device}.\n"
-                f"  Use --resources.device {layout['device']}, or delete the folder to start over."
-            )
+        if not folder.exists(SUCCESS):
+            _check_arithmetic(folder, layout, _arithmetic(device, recipe.prediction))
         size = int(layout["images_per_part"])
     rows_of_parts = dataset.parts(size)
     job = VoteJob(

@@ -162,3 +162,7 @@ def test_table_begun_on_another_kind_of_device_is_not_mixed(
         layout.write('{"images_per_part": 20, "device": "cuda"}')
     with pytest.raises(VoteTableError, match="was begun on cuda, but this run would go on with cpu"):
         vote(small_recipe, prepared["test"], model_folder, workspace, PARTS_OF_20)
+    with open(os.path.join(table.location, "layout.json"), "w") as layout:
+        layout.write('{"images_per_part": 20, "device": "cpu"}')
+    with pytest.raises(VoteTableError, match=r"begun on shortcuts False, .*\n  Use --prediction.no-shortcuts"):
+        vote(small_recipe, prepared["test"], model_folder, workspace, PARTS_OF_20)
