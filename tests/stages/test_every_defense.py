@@ -88,7 +88,7 @@ def test_randomized_columns_are_sampled_from_the_votes_of_all_columns(run):
 @pytest.mark.slow
 def test_one_pass_bands_of_any_recipe_turn_into_rows(run):
     _, table = run("run", "bandnet8-digits", *SMALL, "--views.axis", "row")
-    assert table.views.describe() == "row bands of width 8, 32 views of 32x32"
+    assert table.views.describe() == "row bands of height 8, 32 views of 32x32"
 
 
 @pytest.mark.parametrize(
