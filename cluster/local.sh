@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What for:  a Ray cluster of one machine that takes jobs, to try `ray job submit` before a real cluster.
 # Start:     cluster/local.sh start      (needs the jobs extra: pip install "patchcert[jobs]")
-# Submit:    ray job submit --address http://127.0.0.1:8265 -- python "$PWD/jobs/train.py" column4-digits --work "$PWD/patchcert-work"
+# Submit:    ray job submit --address http://127.0.0.1:8265 -- python "$PWD/jobs/pipeline.py" column4-digits --work "$PWD/patchcert-work"
 # Stop:      cluster/local.sh stop       (ends this cluster only)
 # Left running it costs about 1 GiB of memory and no money. Everything listens on loopback only.
 set -euo pipefail
@@ -10,7 +10,8 @@ port=${PATCHCERT_RAY_PORT:-6399}
 dashboard=${PATCHCERT_DASHBOARD_PORT:-8265}
 folder=${PATCHCERT_RAY_FOLDER:-/tmp/patchcert-ray}
 pidfile="$folder/pid"
-export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+# The last one is the only way to keep Ray on the loopback address: it is meant for machines whose firewall asks.
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
 
 case "${1:-}" in
   start)

@@ -52,6 +52,19 @@ class Pipeline:
         """Prepares nothing yet; Ray starts with the first stage that needs it."""
         self.recipe, self.options, self.terminal = recipe, options, terminal
         self.workspace = Workspace(options.work)
+        self._is_shared = False
+
+    def _check_work_folder(self) -> None:
+        """Once, and before any work: on a cluster, every node must see the work folder."""
+        from patchcert.stages.sharing import check_work_folder, cluster_address
+
+        if self._is_shared or cluster_address(self.options.resources) is None:
+            return
+        from patchcert.stages.cluster import connected
+
+        with connected(self.options.resources, verbose=self.options.verbose) as ray:
+            check_work_folder(ray, self.workspace.folder)
+        self._is_shared = True
 
     def prepare(self, splits: list[str] | None = None) -> dict[str, PreparedDataset]:
         """Decodes and resizes the images of the dataset, once.
@@ -72,6 +85,7 @@ class Pipeline:
                     f"{self.recipe.name}: {config.dataset} has no {name} split, only {', '.join(available)}.\n"
                     "  Choose another dataset with --data.dataset, or one of its splits."
                 )
+        self._check_work_folder()
         with self.terminal.progress(f"prepare {config.dataset}", "images") as bar:
             return prepare(
                 config,

@@ -3,13 +3,17 @@
 import ast
 import io
 import json
+import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 import patchcert
@@ -185,6 +189,58 @@ class TestSecretsStaySecret:
         assert command.address == "https://tracker.example.com:5000/base"
         command = ui_command(f"postgresql://me:{SECRET}@host/db")
         assert SECRET not in " ".join(command.arguments) + command.address
+
+
+class TestNothingListensBeyondLoopback:
+    def test_an_embedded_ray(self):
+        script = (
+            "import sys\n"
+            "from patchcert.stages.cluster import connected\n"
+            "from patchcert.stages.resources import Resources\n"
+            "with connected(Resources()) as ray:\n"
+            "    ray.get(ray.remote(int).remote())\n"
+            "    print('ready', flush=True); sys.stdin.read()\n"
+        )
+        variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+        )
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert listening(process.pid), "Ray always listens somewhere"
+            assert listening(process.pid) <= {"127.0.0.1", "::1"}
+        finally:
+            process.communicate("", timeout=60)
+
+    def test_the_pages_of_the_tracker(self, tmp_path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "patchcert", "ui", "--port", str(port), "--work", str(tmp_path)]
+        variables = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 150
+            while not (found := listening(process.pid)):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+            assert found == {"127.0.0.1"}
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def listening(process):
+    """Addresses at which a process and its children wait for connections."""
+    parent = psutil.Process(process)
+    return {
+        connection.laddr.ip
+        for one in (parent, *parent.children(recursive=True))
+        for connection in one.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
 
 
 class _Payload:

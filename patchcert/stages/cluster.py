@@ -19,12 +19,14 @@ _TYPE = "accelerator_type:"
 
 # Set before the first import of ray: it reads them once. Users' own settings win.
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_worker_niceness": "0",
 }
+# A Ray of our own needs no token, and is to be reached from this machine alone. The second variable is meant for
+# machines whose firewall asks about every open port; it is the only one that keeps all of Ray on the loopback address.
+_EMBEDDED_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _QUIET_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -58,12 +60,12 @@ def set_environment(*, embedded: bool, verbose: bool) -> None:
     """Sets the defaults that Ray reads when it is imported; what the user has set stays.
 
     Args:
-        embedded: Ray will run inside this process tree, where token authentication has no use.
+        embedded: Ray will run inside this process tree: without tokens, on the loopback address.
         verbose: leave Ray's messages on.
     """
-    for name, value in (_ENVIRONMENT | ({} if verbose else _QUIET_ENVIRONMENT)).items():
-        if name != "RAY_AUTH_MODE" or embedded:
-            os.environ.setdefault(name, value)
+    defaults = _ENVIRONMENT | (_EMBEDDED_ENVIRONMENT if embedded else {}) | ({} if verbose else _QUIET_ENVIRONMENT)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager

@@ -307,3 +307,11 @@ class TestDockerfile:
 def test_every_file_says_what_for_how_to_start_how_to_stop_and_what_it_costs(path: Path):
     head = path.read_text()[:3500]
     assert all(word in head for word in ("Start:", "Stop:", "Left running it costs")), path.name
+
+
+def test_the_index_names_every_file():
+    index = (CLUSTER / "README.md").read_text()
+    files = [path.name for path in CLUSTER.iterdir() if path.is_file() and path.name != "README.md"]
+    assert not [name for name in files if f"({name})" not in index]
+    for path in re.findall(r"`(tests/[\w/.]+)`", index):
+        assert (ROOT / path).exists(), path

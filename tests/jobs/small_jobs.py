@@ -1,0 +1,17 @@
+"""Arguments of a job that is done in seconds, and ports for the cluster that it runs on."""
+
+import socket
+
+SMALL = (
+    "--data.limit", "60", "--data.validation-size", "20", "--classifier.width", "0.125", "--training.epochs", "1",
+    "--training.batch-size", "20", "--resources.images-per-part", "30", "--study.patches", "1x1", "5x5",
+)  # fmt: skip
+
+
+def free_port(ports):
+    """A free port among some; Ray gives 10002 to 19999 to its workers."""
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise OSError("every port is taken")
