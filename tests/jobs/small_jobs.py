@@ -1,5 +1,6 @@
 """Arguments of a job that is done in seconds, and ports for the cluster that it runs on."""
 
+import ipaddress
 import socket
 
 SMALL = (
@@ -15,3 +16,9 @@ def free_port(ports):
             if probe.connect_ex(("127.0.0.1", port)):
                 return port
     raise OSError("every port is taken")
+
+
+def is_loopback(address):
+    """Whether only this machine reaches an address; IPv4 ones may be written as IPv6."""
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
