@@ -89,7 +89,7 @@ def test_training_goes_on_after_dead_drivers(fault, trained_undisturbed, tmp_pat
         )
         fault("train driver killed")
     command(*arguments)
-    (found,) = (tmp_path / "work" / "models" / "column4-digits").glob("*/weights.safetensors")
+    (found,) = (tmp_path / "work" / "models" / "column4-digits").glob("*/weights-*.safetensors")
     weights = load_file(found)
     assert weights.keys() == trained_undisturbed.keys()
     assert all((weights[name] == trained_undisturbed[name]).all() for name in weights)

@@ -1,5 +1,6 @@
 """Training workers and the tracker die while a model is trained; a checkpoint of another run is refused."""
 
+import json
 import os
 import shutil
 import signal
@@ -56,7 +57,7 @@ def test_killed_workers_change_no_weight(ray_here, fault, trained_undisturbed, s
     workspace = Workspace(str(tmp_path))
     model = train(small_recipe, prepared, workspace, resources, on_epoch=strike)
     assert strikes == []
-    weights = load(model.folder.read("weights.safetensors"))
+    weights = load(model.folder.read(json.loads(model.folder.read("config.json"))["weights"]))
     assert weights.keys() == trained_undisturbed.keys()
     assert all((weights[name] == trained_undisturbed[name]).all() for name in weights)
 
