@@ -151,6 +151,8 @@ class VarianceOptions(StudyOptions):
 
     variance: VarianceConfig = dataclasses.field(default_factory=VarianceConfig)
     """What is drawn and certified."""
+    resume: bool = True
+    """Take the finished result of the same draws and votes; --no-resume draws again."""
 
 
 def _prepare(words: list[str]) -> None:
@@ -213,13 +215,15 @@ def _study(words: list[str]) -> None:
 def _study_suite(words: list[str]) -> None:
     from patchcert.errors import StudyError
     from patchcert.studies.paper_writing import console_tables
-    from patchcert.suite_run import SuiteRun
+    from patchcert.studies.suite_networks import networks_table
+    from patchcert.suite_run import SuiteRun, named_models
 
     suite, recipes, options, extra = _parsed_suite(words)
     terminal = _terminal()
-    outcome = SuiteRun(suite, recipes, options, terminal).run(extra.out)
+    outcome = SuiteRun(suite, recipes, options, terminal, named_models(suite, extra.models)).run(extra.out)
     for table in console_tables(outcome.tables):
         terminal.result(table)
+    terminal.result(networks_table(outcome.networks))
     terminal.say(f"Report: {outcome.folder.folder('report.html').uri}   (tables and figures lie beside it)")
     terminal.say("Compare runs:  patchcert ui")
     if outcome.missing:
@@ -276,7 +280,7 @@ def _variance(words: list[str]) -> None:
     from patchcert.votes import VoteTable
 
     table = VoteTable.open(extra.votes) if extra.votes else None
-    result = pipeline.variance(extra.variance, table, out=extra.out)
+    result = pipeline.variance(extra.variance, table, out=extra.out, reuse=extra.resume)
     pipeline.terminal.result(variance_table(result.summary))
     pipeline.terminal.say(f"Raw repeats, figures of each image, summary and figure: {result.folder}")
 
@@ -495,11 +499,11 @@ def _show(words: list[str]) -> None:
 def _show_suite(words: list[str]) -> None:
     from rich.table import Table
 
-    from patchcert.suite_run import SuiteRun
+    from patchcert.suite_run import SuiteRun, named_models
 
-    suite, recipes, options, _ = _parsed_suite(words)
+    suite, recipes, options, extra = _parsed_suite(words)
     terminal = _terminal()
-    run = SuiteRun(suite, recipes, options, terminal)
+    run = SuiteRun(suite, recipes, options, terminal, named_models(suite, extra.models))
     shown = Table(title=suite.title)
     for heading in ("experiment", "results filed as", "views", "epochs", "questions", "there already"):
         shown.add_column(heading, overflow="fold", no_wrap=heading in ("results filed as", "there already"))

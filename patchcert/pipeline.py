@@ -310,7 +310,7 @@ class Pipeline:
         return self._write_study(table, asked, parts, out, time.perf_counter() - started)
 
     def variance(
-        self, config: VarianceConfig, table: VoteTable | None = None, *, out: str | None = None
+        self, config: VarianceConfig, table: VoteTable | None = None, *, out: str | None = None, reuse: bool = False
     ) -> "VarianceResult":
         """Draws views again and again from a vote table, writes how certificates scatter, and publishes it.
 
@@ -318,24 +318,46 @@ class Pipeline:
             config: what is drawn and certified; without patches those of the recipe's study are taken.
             table: None: the table of the recipe's newest model.
             out: folder of the results; None: a folder of the study's own in the work folder.
+            reuse: take a whole result of the same draws and votes that is there already.
 
         Raises:
             VoteTableError: the table is missing or was made from something else.
             StudyError: nothing can be drawn from its views.
         """
-        import numpy as np
+        from patchcert.tracking import publish
 
+        result = self.draw(config, self.find_table() if table is None else table, out=out, reuse=reuse)
+        publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
+        return result
+
+    def draw(
+        self, config: VarianceConfig, table: VoteTable, *, out: str | None = None, reuse: bool = False
+    ) -> "VarianceResult":
+        """Draws views again and again from a vote table and writes how certificates scatter.
+
+        Args:
+            config: what is drawn and certified; without patches those of the recipe's study are taken.
+            table: votes of the recipe's views.
+            out: folder of the results; None: a folder of the study's own in the work folder.
+            reuse: take a whole result of the same draws and votes that is there already.
+
+        Raises:
+            VoteTableError: the table was made from something else.
+            StudyError: nothing can be drawn from its views.
+        """
         from patchcert.provenance import environment
         from patchcert.stages.cluster import connected
         from patchcert.studies.questions import headline_patch
         from patchcert.studies.subject import Subject
         from patchcert.studies.variance import draw_questions
         from patchcert.studies.variance_results import write_variance
-        from patchcert.tracking import publish
 
         config = dataclasses.replace(config, patches=config.patches or self.recipe.study.patches)
-        table = table or self.find_table()
         self._check_views(table)
+        identity = self._variance_identity(config, table)
+        if reuse and (found := self._find_variance(identity, out)) is not None:
+            self.terminal.say(f"{self.recipe.name}: was drawn already, variance study {found.folder}")
+            return found
         asked = draw_questions(config, table.views)
         started = time.perf_counter()
         with connected(self.options.resources, verbose=self.options.verbose):
@@ -352,15 +374,8 @@ class Pipeline:
                 drawn = draw_repeatedly(table, config, asked, on_images=on_images)
         seconds = time.perf_counter() - started
         subject = Subject.of_table(table, self.recipe.name)
-        # The streams of random numbers belong to the version of numpy that draws them.
-        identity = {
-            "version": __version__,
-            "numpy": np.__version__,
-            "variance": canonical_settings(config),
-            "votes": table.identity,
-        }
         study = dataclasses.replace(self.recipe.study, patches=config.patches)
-        result = write_variance(
+        return write_variance(
             out or self.workspace.variance(self.recipe.name, identity),
             subject=subject,
             headline_patch=headline_patch(study, subject.image_size),
@@ -373,8 +388,6 @@ class Pipeline:
                 "environment": environment(),
             },
         )
-        publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
-        return result
 
     def find_table(self) -> VoteTable:
         """The vote table of the recipe's newest model and prepared split."""
@@ -445,6 +458,31 @@ class Pipeline:
         identity = self._study_identity(table)
         try:
             found = StudyResult.open(out or self.workspace.study(self.recipe.name, identity))
+        except StudyError:
+            return None
+        return found if found.result_id == result_id(identity) else None
+
+    def _variance_identity(self, config: VarianceConfig, table: VoteTable) -> dict[str, Any]:
+        import numpy as np
+
+        identity: dict[str, Any] = {
+            "version": __version__,
+            # The streams of random numbers belong to the version of numpy that draws them.
+            "numpy": np.__version__,
+            "variance": canonical_settings(config),
+            "votes": table.identity,
+        }
+        if table.unvoted_rows:
+            identity["unvoted_rows"] = [list(rows) for rows in table.unvoted_rows]
+        return identity
+
+    def _find_variance(self, identity: dict[str, Any], out: str | None) -> "VarianceResult | None":
+        """The whole result of the same draws and votes, or None."""
+        from patchcert.studies.results import result_id
+        from patchcert.studies.variance_results import VarianceResult
+
+        try:
+            found = VarianceResult.open(out or self.workspace.variance(self.recipe.name, identity))
         except StudyError:
             return None
         return found if found.result_id == result_id(identity) else None

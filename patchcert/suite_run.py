@@ -20,9 +20,9 @@ from patchcert.votes.table import SUCCESS
 from patchcert.workspace import Workspace, canonical_settings, settings_key
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from patchcert.studies.paper_tables import FilledTable
+    from patchcert.studies.suite_networks import NetworkRun
+    from patchcert.studies.variance_results import VarianceResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class SuiteOptions:
     """published: the paper's own networks; one-pass: those that score all views at once; auto: one-pass without GPU."""
     only: tuple[str, ...] = ()
     """Experiments to run, as ``patchcert show SUITE`` names them; unset: all. Lines of the others stay empty."""
+    models: tuple[str, ...] = ()
+    """EXPERIMENT=FOLDER: a trained checkpoint in place of the one that the suite would train, for every experiment of
+    that model. Network, encoding and views must be those of the experiment; width and dropout follow the checkpoint."""
     out: str | None = None
     """Folder for report, tables and figures; unset: one of its own in the work folder."""
 
@@ -55,12 +58,14 @@ class SuiteOutcome:
         folder: report, tables and figures.
         tables: with their numbers.
         studies: folder of each study.
+        networks: who voted, with the wall times of model runs and answers.
         missing: experiments without a study, and why.
     """
 
     folder: Folder
     tables: "list[FilledTable]"
     studies: dict[str, Folder]
+    networks: "list[NetworkRun]"
     missing: dict[str, str]
 
 
@@ -70,7 +75,14 @@ class SuiteRun:
     What is there already is kept: models, parts of vote tables and studies. One experiment that fails stops no other.
     """
 
-    def __init__(self, suite: Suite, recipes: Mapping[str, Recipe], options: RunOptions, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        recipes: Mapping[str, Recipe],
+        options: RunOptions,
+        terminal: Terminal,
+        models: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepares nothing yet.
 
         Args:
@@ -78,9 +90,15 @@ class SuiteRun:
             recipes: the whole recipe of each experiment, overrides of the command line included.
             options: where it runs and is recorded.
             terminal: for the reader.
+            models: folders of trained checkpoints by name of an experiment; experiments of the same model share them.
+
+        Raises:
+            RecipeError: two checkpoints for one model.
+            CheckpointError: a folder holds no checkpoint.
         """
-        self.suite, self.recipes, self.options, self.terminal = suite, recipes, options, terminal
+        self.suite, self.options, self.terminal = suite, options, terminal
         self.workspace = Workspace(options.work)
+        self.recipes, self._given = _with_models(recipes, models or {})
         self._missing: dict[str, str] = {}
 
     def run(self, out: str | None = None) -> SuiteOutcome:
@@ -100,15 +118,15 @@ class SuiteRun:
         options = dataclasses.replace(self.options, tracking=tracking)
         with connected(options.resources, verbose=options.verbose) as ray:
             models = self._train(ray, options)
-            results, scatters = self._answer(models, options)
-        return self._report(results, scatters, tracking, out)
+            results, variances = self._answer(models, options)
+        return self._report(models, results, variances, tracking, out)
 
     def plan(self) -> list[tuple[str, str, str]]:
         """(experiment, name of its results, what is there already) of every experiment, without computing anything."""
         found = []
         for name, recipe in self.recipes.items():
             there = {
-                "model": self.workspace.latest_model(recipe.name) is not None,
+                "model": name in self._given or self.workspace.latest_model(recipe.name) is not None,
                 "votes": _count(self.workspace, "votes", recipe.name, SUCCESS) > 0,
                 "study": _count(self.workspace, "studies", recipe.name, SUMMARY) > 0,
             }
@@ -117,8 +135,16 @@ class SuiteRun:
 
     def folder(self) -> Folder:
         """Folder of the report, named by everything that the suite asks."""
+        return self.workspace.folder.folder(f"suites/{self.suite.name}-{settings_key(self._settings())}")
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything that the suite asks; of a checkpoint that was named its digest in place of its training."""
+        from patchcert.models.checkpoint import read_checkpoint_config
+
         settings = {name: _settings(recipe) for name, recipe in self.recipes.items()}
-        return self.workspace.folder.folder(f"suites/{self.suite.name}-{settings_key(settings)}")
+        for name, folder in self._given.items():
+            settings[name]["training"] = {"checkpoint": read_checkpoint_config(folder)["digest"]}
+        return settings
 
     def _train(self, ray: Any, options: RunOptions) -> dict[str, Folder]:
         """Trains every model that is missing, as many at a time as cores or GPUs allow: key -> checkpoint."""
@@ -129,6 +155,9 @@ class SuiteRun:
         one_each = dataclasses.replace(resources, workers=resources.workers or 1)
         for name, recipe in self.recipes.items():
             if (key := _model_key(recipe)) in models or key in waiting:
+                continue
+            if name in self._given:
+                models[key] = self._given[name]
                 continue
             pipeline = Pipeline(recipe, dataclasses.replace(options, resources=one_each), self.terminal)
             with self._reporting(name):
@@ -181,14 +210,14 @@ class SuiteRun:
 
     def _answer(
         self, models: Mapping[str, Folder], options: RunOptions
-    ) -> "tuple[dict[str, StudyResult], dict[str, pd.DataFrame]]":
+    ) -> "tuple[dict[str, StudyResult], dict[str, VarianceResult]]":
         """Votes and answers experiment by experiment, each on all cores; those of equal votes share their table.
 
         Returns:
-            Studies, and summaries of repeated draws, by name of the experiment.
+            Studies, and repeated draws, by name of the experiment.
         """
         results: dict[str, StudyResult] = {}
-        scatters: dict[str, pd.DataFrame] = {}
+        variances: dict[str, VarianceResult] = {}
         tables: dict[str, VoteTable] = {}
         for name, recipe in self.recipes.items():
             model = models.get(_model_key(recipe))
@@ -205,18 +234,27 @@ class SuiteRun:
                     tables[votes] = pipeline.vote(str(model))
                 results[name] = pipeline.answer(tables[votes], reuse=True)
                 if repeats := self.suite.experiment(name).repeats:
-                    scatters[name] = pipeline.variance(_repeated(recipe.study, repeats), tables[votes]).summary
-        return results, scatters
+                    variances[name] = pipeline.draw(_repeated(recipe.study, repeats), tables[votes], reuse=True)
+        return results, variances
 
     def _report(
-        self, results: dict[str, StudyResult], scatters: "dict[str, pd.DataFrame]", tracking: Any, out: str | None
+        self,
+        models: Mapping[str, Folder],
+        results: dict[str, StudyResult],
+        variances: "dict[str, VarianceResult]",
+        tracking: Any,
+        out: str | None,
     ) -> SuiteOutcome:
+        from patchcert.models.checkpoint import read_checkpoint_config
+        from patchcert.studies.suite_networks import network_runs
         from patchcert.studies.suite_writing import SuiteReport, write_suite
         from patchcert.tracking import publish
 
         suite = self.suite
         known = [experiment.name for experiment in suite.experiments]
         folder = Folder(out or self.folder())
+        checkpoints = {name: read_checkpoint_config(models[_model_key(self.recipes[name])]) for name in results}
+        networks = network_runs(results, checkpoints, variances)
         tables = write_suite(
             folder,
             SuiteReport(
@@ -226,20 +264,22 @@ class SuiteRun:
                 tables=suite.tables,
                 figures=suite.figures,
                 results=results,
-                scatters=scatters,
+                scatters={name: drawn.summary for name, drawn in variances.items()},
+                networks=networks,
                 missing=self._missing,
                 left_out=tuple(name for name in known if name not in self.recipes),
                 notes=suite.notes,
-                settings={name: _settings(recipe) for name, recipe in self.recipes.items()},
+                settings=self._settings(),
             ),
         )
         studies = {name: result.folder for name, result in results.items()}
+        results_folders = [*studies.values(), *(drawn.folder for drawn in variances.values())]
         if tracking.mode == "off" and self.options.tracking.mode != "off":
-            command = "patchcert publish " + " ".join(study.uri for study in studies.values())
+            command = "patchcert publish " + " ".join(result.uri for result in results_folders)
             self.terminal.say(f"Publish the studies when the tracker is back:  {command}")
         else:
-            publish(studies.values(), tracking, self.workspace, self.terminal.say)
-        return SuiteOutcome(folder=folder, tables=tables, studies=studies, missing=self._missing)
+            publish(results_folders, tracking, self.workspace, self.terminal.say)
+        return SuiteOutcome(folder=folder, tables=tables, studies=studies, networks=networks, missing=self._missing)
 
     def _reporting(self, name: str) -> "_Reporting":
         return _Reporting(name, self._missing, self.terminal.say)
@@ -279,6 +319,56 @@ def chosen_recipes(suite: Suite, only: tuple[str, ...], override: Callable[[Reci
     if unknown:
         raise RecipeError(f"{suite.name} has no experiment {unknown[0]!r}.\n  This edition has: {', '.join(known)}.")
     return {name: override(suite.experiment(name).build()) for name in only or known}
+
+
+def named_models(suite: Suite, words: tuple[str, ...]) -> dict[str, str]:
+    """The checkpoints of ``EXPERIMENT=FOLDER`` words, by name of the experiment.
+
+    Raises:
+        RecipeError: a word of another form, or an experiment that the suite does not have.
+    """
+    known = [experiment.name for experiment in suite.experiments]
+    models = {}
+    for word in words:
+        name, is_pair, folder = word.partition("=")
+        if not (is_pair and folder) or name not in known:
+            wrong = (
+                f"{suite.name} has no experiment {name!r}" if is_pair and folder else f"{word!r} names no checkpoint"
+            )
+            raise RecipeError(f"--models: {wrong}.\n  Write EXPERIMENT=FOLDER; the experiments are {', '.join(known)}.")
+        models[name] = folder
+    return models
+
+
+def _with_models(
+    recipes: Mapping[str, Recipe], models: Mapping[str, str]
+) -> tuple[dict[str, Recipe], dict[str, Folder]]:
+    """Recipes that fit the checkpoints that were named, and the checkpoint of each experiment that has one."""
+    from patchcert.models.checkpoint import read_checkpoint_config
+
+    by_key: dict[str, Folder] = {}
+    for name, location in models.items():
+        if name not in recipes:
+            continue
+        key, folder = _model_key(recipes[name]), Folder(location)
+        if by_key.get(key, folder).uri != folder.uri:
+            raise RecipeError(
+                f"two checkpoints are named for the one model of {name}: {by_key[key]} and {folder}.\n"
+                "  Name one of them."
+            )
+        by_key[key] = folder
+    fitted, given = dict(recipes), {}
+    for name, recipe in recipes.items():
+        if (folder := by_key.get(_model_key(recipe))) is None:
+            continue
+        given[name] = folder
+        made = read_checkpoint_config(folder)["classifier"]
+        classifier = recipe.classifier
+        # Another network is refused when it votes, and its width means nothing here.
+        if made["network"] == classifier.network:
+            classifier = dataclasses.replace(classifier, width=made["width"], dropout=made["dropout"])
+        fitted[name] = dataclasses.replace(recipe, classifier=classifier)
+    return fitted, given
 
 
 def slots(cluster: Mapping[str, float], resources: Any) -> int:

@@ -18,6 +18,7 @@ from patchcert.studies.paper_tables import FilledTable, fill_tables
 from patchcert.studies.paper_writing import METRIC_TITLES, cells, certificate_cell, columns, latex
 from patchcert.studies.report import attack, headlines, provenance, template_environment
 from patchcert.studies.results import FIGURES, Location, StudyResult, whole_folder
+from patchcert.studies.suite_networks import NetworkRun
 from patchcert.studies.wording import GUARANTEES, certificate_words
 
 SUITE = "suite.json"
@@ -36,6 +37,7 @@ class SuiteReport:
         figures: what it draws.
         results: studies by name of the experiment.
         scatters: summaries of repeated draws by name of the experiment.
+        networks: who voted, with the wall times of model runs and answers.
         missing: experiments without a study, and why.
         left_out: experiments that nobody asked for.
         notes: what a reader must know before any number.
@@ -49,6 +51,7 @@ class SuiteReport:
     figures: tuple[PaperFigure, ...]
     results: Mapping[str, StudyResult]
     scatters: Mapping[str, pd.DataFrame]
+    networks: Sequence[NetworkRun] = ()
     missing: Mapping[str, str]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...]
@@ -112,6 +115,10 @@ def _context(suite: SuiteReport, filled: Sequence[FilledTable]) -> dict[str, Any
         "guarantees": {name: text for name, text in GUARANTEES.items() if name in {row.guarantee for row in rows}},
         "warnings": [*suite.notes, *_warnings(suite, filled)],
         "tables": [_table(table) for table in filled],
+        "networks": suite.networks,
+        "headline_networks": [
+            run for run in suite.networks if {name for name, _, _ in suite.headline} & set(run.experiments)
+        ],
         "certificates": {certificate_words(row): CERTIFICATES[name].meaning for name, row in kinds.items()},
         "studies": [
             {"experiment": name, "defense": result.subject.defense, "facts": provenance(result)}

@@ -32,7 +32,11 @@ def test_variance_writes_repeats_and_summary_and_repeating_changes_nothing(voted
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
     _, err = voted("publish", folder)
-    voted("variance", "cropnet12-digits", *TINY, *DRAWS)
+    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS)
+    assert "was drawn already" in err
+    made = (folder / "variance.json").stat().st_mtime_ns
+    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, "--no-resume")
+    assert "was drawn already" not in err and (folder / "variance.json").stat().st_mtime_ns > made
     assert {path: path.read_bytes() for path in before} == before
     with sqlite3.connect(voted.folder / "work" / "mlflow.db") as store:
         runs = store.execute(

@@ -16,6 +16,7 @@ from patchcert.studies.paper import PaperFigure, PaperRow, PaperTable
 from patchcert.studies.paper_figures import paper_figures
 from patchcert.studies.paper_tables import Comparison, fill_tables, number_words
 from patchcert.studies.paper_writing import cells, console_tables, latex, latex_text
+from patchcert.studies.suite_networks import network_runs, networks_table
 from patchcert.studies.suite_writing import SuiteReport, write_suite
 from patchcert.suites import SUITES
 
@@ -211,6 +212,7 @@ def report(suite, results, tmp_path_factory):
         figures=suite.figures,
         results=results,
         scatters={},
+        networks=network_runs(results, {}, {}),
         missing=missing,
         notes=suite.notes,
         settings={"edition": "quick"},
@@ -256,6 +258,30 @@ def test_nothing_measured_is_refused_before_anything_is_written(report, tmp_path
     with pytest.raises(StudyError, match=LOST):
         write_suite(tmp_path / "rc", dataclasses.replace(report, results={}))
     assert not (tmp_path / "rc").exists()
+
+
+CHECKPOINT = {
+    "classifier": {"network": "crop-network", "width": 0.5},
+    "provenance": {
+        "training": {"epochs": 20, "views_per_image": 0},
+        "dataset": {"name": "cifar10-jpeg", "split": "train"},
+    },
+}
+
+
+def test_networks_and_both_wall_times_stand_beside_the_tables(report, results, tmp_path):
+    runs = network_runs(results, {"draws": CHECKPOINT}, {})
+    (crops,) = [run for run in runs if "crops" in run.experiments]
+    assert crops.experiments == ("crops", "draws") and crops.network == "crop-network, width 0.5"
+    assert crops.training == "20 epochs on cifar10-jpeg (train), all views an image and step"
+    asked = len(results["crops"].answers) + len(results["draws"].answers)
+    assert crops.model_words == "9.0 s for 40 images × 529 views" and f" for {asked} questions" in crops.answer_words
+    write_suite(tmp_path / "rc", dataclasses.replace(report, networks=runs))
+    for name in ("report.html", "report.md"):
+        first_screen = (tmp_path / "rc" / name).read_text().partition("Table 1")[0]
+        assert "crop-network, width 0.5, trained 20 epochs on cifar10-jpeg" in first_screen
+        assert crops.model_words in first_screen and crops.answer_words in first_screen
+    assert networks_table(runs).row_count == len(runs) == len({name for run in runs for name in run.experiments}) - 1
 
 
 def test_terminal_shows_every_line(filled):
