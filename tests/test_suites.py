@@ -75,9 +75,13 @@ def test_known_numbers_stand_in_their_lines(built):
     assert reported(tables["table_5"], "512", "without replacement", "as reported") == 0.008
     assert reported(tables["table_5"], "128", "with replacement", "as reported", metric="clean") == 0.896
     assert reported(tables["table_1"], "crops, p_c, n = 128", metric="clean") == 0.884
-    (columns, structures, samples) = built["drs-mnist", "published", False].tables
+    smoothing = {table.name: table for table in built["drs-mnist", "published", False].tables}
+    columns, structures, samples = (smoothing[name] for name in ("columns", "structures", "samples"))
     assert reported(columns, "2", "0.3") == 0.5283
     assert reported(structures, "10 random pixels, sampled", "–", metric="clean") == 0.749
+    assert reported(smoothing["rows"], "2", "0.3") == 0.4535 and reported(smoothing["blocks"], "8", "0.2") == 0.44
+    assert reported(smoothing["several_blocks"], "two blocks, best of its table", "–", metric="clean") == 0.9229
+    assert reported(smoothing["random_pixels"], "5") == 0.0804
     assert reported(samples, "6", "sampled columns") == 0.1648 and reported(samples, "6", "all columns") == 0.2233
 
 
@@ -110,3 +114,16 @@ def test_misses_name_the_nearest():
         find_suite("rc-imagenet").build("published", True)
     with pytest.raises(RecipeError, match="no one-pass networks"):
         find_suite("rc-imagenet").build("one-pass", False)
+
+
+def test_tables_whose_published_values_are_not_at_hand_say_so(built):
+    tables = {table.name: table for table in built["drs-mnist", "published", False].tables}
+    assert list(tables)[3:] == ["rows", "blocks", "several_bands", "several_blocks", "random_pixels"]
+    for name in list(tables)[3:]:
+        assert "at hand" in tables[name].note
+        unknown = [row for row in tables[name].rows if published_number(tables[name], row, "certified") is None]
+        assert all(row.experiment for row in unknown) and (unknown or name == "random_pixels")
+    thresholds = {row.labels[1] for row in tables["several_bands"].rows}
+    assert thresholds == {"0.2", "0.3", "0.4"}
+    one_pass = built["drs-mnist", "one-pass", False]
+    assert not any("several" in table.name for table in one_pass.tables) and "--networks published" in one_pass.notes[0]
