@@ -1,6 +1,6 @@
 """How fast ImageNet photos are prepared and fed to training, beside decoding each photo anew for each view.
 
-Start: python benchmarks/input_pipeline.py          (one core, about a minute; needs imagenet-sample in $PATCHCERT_DATA)
+Start: python benchmarks/input_pipeline.py          (one core, two minutes; needs imagenet-sample in $PATCHCERT_DATA)
 Result: tables, and benchmarks/results/input_pipeline.json
 Stop: Ctrl-C; the file is written at the end.
 
@@ -44,6 +44,7 @@ NUM_IMAGENET = 1_281_167 + 50_000
 # The stream is measured on the sample, repeated, because a thousand photos fit into one window of it.
 REPEATS = 5
 WORKER_BATCH = 128
+BEST_OF = 3
 NUM_FULL_SIZE, NUM_NAIVE, NUM_STORED, NUM_MEMBERS = 200, 500, 200, 20_000
 # Training ResNet50 at 224x224 in mixed precision on one GPU, to scale by multiply-adds. A100: reported by NVIDIA
 # (DeepLearningExamples, ResNet50 v1.5 for PyTorch). H200: that times the ratio of the dense bfloat16 peaks, 989 to 312
@@ -170,15 +171,19 @@ def feed_rows(table: pa.Table, recipe: Recipe, view_size: tuple[int, int], folde
     files = [row["bytes"] for row in table["image"].to_pylist()][:NUM_NAIVE]
     rows = []
     for name, tensors in (("decode for each view, as published", True), ("the same without tensors", False)):
-        items = one_view_per_decode(files, recipe.views.image_size[0], view_size, tensors=tensors)
-        speed = per_second(lambda items=items: consumed(items), len(files))  # type: ignore[misc]
+
+        def work(tensors: bool = tensors) -> None:
+            consumed(one_view_per_decode(files, recipe.views.image_size[0], view_size, tensors=tensors))
+
+        speed = max(per_second(work, len(files)) for _ in range(BEST_OF))
         rows.append({"recipe": recipe.name, "path": name, "images_per_second_and_core": speed, "views_per_image": 1})
     dataset, _ = prepared(table, recipe, folder, REPEATS)
     training = TrainingConfig(batch_size=WORKER_BATCH, memory_gib=0.0)
     feed = StreamFeed(dataset, training, rank=0, world_size=1)
     num_images = feed.steps_per_epoch * WORKER_BATCH
     consumed(feed.epoch(0))
-    speed = max(per_second(lambda epoch=epoch: consumed(feed.epoch(epoch)), num_images) for epoch in (1, 2))  # type: ignore[misc]
+    epochs = [feed.epoch(epoch) for epoch in range(1, 1 + BEST_OF)]
+    speed = max(per_second(lambda batches=batches: consumed(batches), num_images) for batches in epochs)  # type: ignore[misc]
     rows.append(
         {
             "recipe": recipe.name,
@@ -318,6 +323,7 @@ def main() -> None:
         "photos_of_the_sample": table.num_rows,
         "repeated_for_the_stream": REPEATS,
         "batch_of_a_worker": WORKER_BATCH,
+        "feeding_is_the_best_of": BEST_OF,
         "resnet50_training_images_per_second": RESNET50_IMAGES_PER_SECOND,
         "load_average_of_the_machine": os.getloadavg()[0],
     }

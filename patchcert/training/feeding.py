@@ -3,6 +3,8 @@
 import collections
 import concurrent.futures
 import contextlib
+import math
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any, Protocol
 
@@ -78,7 +80,8 @@ class StreamFeed:
     A range is a row group where those are small, so that nothing is read twice; the more and smaller ranges a window
     has, the more classes meet in a batch although the shards may be sorted by class. Every worker takes an equal share
     of the shuffled ranges laid end to end, so that some are cut at its borders. Threads read the next window while this
-    one is used, and wait then: at most two windows are in memory. Another one puts the next batches together.
+    one is used, and wait then: at most two windows are in memory. Another one puts the next batches together. New
+    memory takes longer to get than to fill, so windows and batches go where earlier ones were.
     """
 
     def __init__(self, dataset: Any, config: TrainingConfig, *, rank: int, world_size: int) -> None:
@@ -88,9 +91,12 @@ class StreamFeed:
         self._share = dataset.num_rows // world_size
         rows_per_range = min(dataset.rows_per_group, _MOST_ROWS_PER_RANGE)
         self._ranges_U2 = np.array(dataset.parts(rows_per_range))
-        image_bytes = dataset.num_channels * dataset.image_size[0] * dataset.image_size[1]
+        self._image_shape = (*dataset.image_size, dataset.num_channels)
+        image_bytes = math.prod(self._image_shape)
         rows_per_window = max(_LEAST_ROWS_PER_WINDOW, int(config.memory_gib * 2**30 / 2 / image_bytes))
         self._ranges_per_window = max(1, rows_per_window // rows_per_range)
+        self._rows_per_window = min(self._ranges_per_window * rows_per_range, self._share)
+        self._kept: list[Batch] = []
         self._pin = torch.cuda.is_available()
         self.steps_per_epoch = self._share // self._batch
 
@@ -113,11 +119,10 @@ class StreamFeed:
         size = self._ranges_per_window
         windows = [ranges_U2[first : first + size] for first in range(0, len(ranges_U2), size)]
         order_rng = np.random.default_rng([self._seed, epoch, self._rank])
-        # New memory costs more than what is read into it, so windows take turns in two buffers.
-        rows_per_window = max(int((window_U2[:, 1] - window_U2[:, 0]).sum()) for window_U2 in windows)
-        buffers = [self._empty(rows_per_window + self._batch) for _ in windows[:2]]
         images_left, labels_left = self._empty(0)
+        memory = _BatchMemory((self._batch, *self._image_shape), pinned=self._pin)
         with (
+            self._buffers(min(2, len(windows))) as buffers,
             concurrent.futures.ThreadPoolExecutor(_READERS) as readers,
             concurrent.futures.ThreadPoolExecutor(1) as window_reader,
         ):
@@ -132,12 +137,28 @@ class StreamFeed:
                 order = torch.from_numpy(order_rng.permutation(len(labels)))
                 for start in range(0, len(labels) - num_left, self._batch):
                     rows = order[start : start + self._batch]
-                    batch = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, pin_memory=self._pin)
+                    batch = memory.take()
                     torch.index_select(images, 0, rows, out=batch)
                     # Channels stay last in memory: turning them here would cost more than all the rest.
                     yield batch.permute(0, 3, 1, 2), labels[rows]
                 left = order[len(order) - num_left :]
                 images_left, labels_left = images[left], labels[left]
+
+    @contextlib.contextmanager
+    def _buffers(self, count: int) -> Iterator[list[Batch]]:
+        """Room for windows, which take turns in it.
+
+        An epoch leaves its buffers to the next one; one that runs beside another gets its own.
+        """
+        buffers: list[Batch] = []
+        with contextlib.suppress(IndexError):
+            while len(buffers) < count:
+                buffers.append(self._kept.pop())
+        buffers += [self._empty(self._rows_per_window + self._batch) for _ in range(count - len(buffers))]
+        try:
+            yield buffers
+        finally:
+            self._kept = buffers
 
     def _my_ranges(self, epoch: int) -> np.ndarray:
         """Row ranges (start, stop) of this worker in an epoch, in order, int64 (U, 2)."""
@@ -162,5 +183,30 @@ class StreamFeed:
         return images, labels
 
     def _empty(self, num_rows: int) -> Batch:
-        shape = (num_rows, *self._dataset.image_size, self._dataset.num_channels)
-        return torch.empty(shape, dtype=torch.uint8), torch.empty(num_rows, dtype=torch.int64)
+        return _empty_images((num_rows, *self._image_shape)), torch.empty(num_rows, dtype=torch.int64)
+
+
+class _BatchMemory:
+    """Memory for batches; what its users have let go of is given out again."""
+
+    def __init__(self, shape: tuple[int, ...], *, pinned: bool) -> None:
+        self._shape, self._pinned = shape, pinned
+        self._blocks: list[np.ndarray] = []
+        self._users: list[weakref.ref[np.ndarray]] = []
+
+    def take(self) -> torch.Tensor:
+        if self._pinned:
+            # torch keeps such memory for the next one itself.
+            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
+        free = next((index for index, user in enumerate(self._users) if user() is None), len(self._blocks))
+        if free == len(self._blocks):
+            self._blocks.append(_empty_images(self._shape).numpy())
+        # Every tensor on this memory holds this view of it, and so does nothing else.
+        view = self._blocks[free][:]
+        self._users[free : free + 1] = [weakref.ref(view)]
+        return torch.from_numpy(view)
+
+
+def _empty_images(shape: tuple[int, ...]) -> torch.Tensor:
+    """uint8 in huge pages, which NumPy asks the system for; torch would take 4 KiB ones, one fault each."""
+    return torch.from_numpy(np.empty(shape, np.uint8))

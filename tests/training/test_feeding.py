@@ -124,6 +124,31 @@ def test_giving_out_batches_leaves_the_images_alone(numbered_images, memory):
     np.testing.assert_array_equal(epoch_of(feed), before)
 
 
+@BOTH
+def test_batches_that_are_kept_stay_as_they_are(numbered_images, memory):
+    (feed,) = feeds(numbered_images, batch_size=100, **memory)
+    one_by_one = epoch_of(feed)
+    kept = [numbers_of(images_BCHW) for images_BCHW, _ in list(feed.epoch(0))]
+    np.testing.assert_array_equal(np.stack(kept), one_by_one)
+
+
+@BOTH
+def test_parts_of_batches_that_are_kept_stay_as_they_are(numbered_images, memory):
+    (feed,) = feeds(numbered_images, batch_size=100, **memory)
+    one_by_one = epoch_of(feed)
+    kept = [images_BCHW[7:8] for images_BCHW, _ in feed.epoch(0)]
+    np.testing.assert_array_equal(numbers_of(torch.cat(kept)), one_by_one[:, 7])
+
+
+@BOTH
+def test_epochs_side_by_side_do_not_disturb_each_other(numbered_images, memory):
+    (feed,) = feeds(numbered_images, batch_size=100, **memory)
+    alone = [epoch_of(feed, epoch) for epoch in (0, 1)]
+    pairs = zip(feed.epoch(0), feed.epoch(1), strict=True)
+    together = [[numbers_of(images_BCHW) for images_BCHW, _ in pair] for pair in pairs]
+    np.testing.assert_array_equal(np.array(together).swapaxes(0, 1), alone)
+
+
 class _Watched:
     """A prepared dataset that counts the rows read from it."""
 
@@ -186,6 +211,17 @@ class TestReader:
             with open(shard, "wb") as file:
                 file.write(whole)
         assert set(threading.enumerate()) == before
+
+
+def places(feed, epoch):
+    """Addresses of the batches of an epoch."""
+    return {images_BCHW.data_ptr() for images_BCHW, _ in feed.epoch(epoch)}
+
+
+def test_streams_use_their_memory_again(numbered_images):
+    (feed,) = feeds(numbered_images, batch_size=100, **STREAMED)
+    # One is used, two wait, one is put together.
+    assert len(places(feed, 0)) <= 4
 
 
 class TestChoice:
