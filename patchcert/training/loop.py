@@ -15,6 +15,7 @@ from patchcert.training.augmentation import augment
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import Batch, Feed
 from patchcert.training.objective import Objective
+from patchcert.training.optimizers import make_optimizer, set_rate
 from patchcert.training.schedule import learning_rate_at
 
 # Looking at the loss waits for the device; once in a while is soon enough to stop a diverged run.
@@ -67,7 +68,7 @@ class Trainer:
         """
         self.classifier, self.config, self.feed, self.device, self.rank = classifier, config, feed, device, rank
         self._forward = parallel if parallel is not None else classifier
-        self.optimizer = _optimizer(classifier, config)
+        self.optimizer = make_optimizer(classifier, config)
         self.objective = Objective(config, classifier.views, device)
         self._views_per_image = config.views_per_image or classifier.views.num_views
         self.next_epoch = 0
@@ -127,8 +128,7 @@ class Trainer:
         loss = self.objective(logits_BnK, labels_B, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         return loss.detach(), (logits_BnK.detach().argmax(2) == labels_B[:, None]).sum()
 
@@ -179,19 +179,6 @@ def view_accuracy(
         num_correct += int((predicted_Bn == labels_B[:, None]).sum())
         num_views += predicted_Bn.numel()
     return num_correct / num_views
-
-
-def _optimizer(classifier: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters = list(classifier.parameters())
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov and config.momentum > 0,
-    )
 
 
 def _stream_seed(seed: int, epoch: int, rank: int) -> int:

@@ -74,6 +74,7 @@ class TestResuming:
             (CNN, BANDS, {"optimizer": "sgd", "schedule": "steps", "memory_gib": 0.0, "view_sampling": "batch"}),
             (CROP_RESNET9, CROPS, {"optimizer": "adamw", "schedule": "cosine", "augmentation": "shift"}),
             (CROP_RESNET9, CROPS, {"optimizer": "adamw", "learning_rate": 1e-3, "precision": "bfloat16"}),
+            (CROP_RESNET9, CROPS, {"optimizer": "muon", "learning_rate": 0.02}),
         ],
     )
     def test_ends_bitwise_equal_to_an_uninterrupted_run(self, prepared_digits, classifier, views, settings):

@@ -26,7 +26,7 @@ MARGIN = {"objective": "certified_margin", "margin_patch": "5x5", "views_per_ima
         ({"milestones": (0.5, 1.0)}, r"milestones are shares of the run in \(0, 1\), not \(0\.5, 1\.0\)"),
         ({"shift_pixels": -1}, "shift_pixels must be >= 0, not -1"),
         ({"augmentation": "shift", "shift_pixels": 0}, "'shift' by 0 pixels has no effect"),
-        ({"optimizer": "adam"}, "optimizer is one of sgd, adamw, not 'adam'"),
+        ({"optimizer": "adam"}, "optimizer is one of sgd, adamw, muon, not 'adam'"),
         ({"schedule": "linear"}, "schedule is one of one_cycle, cosine, steps, constant, not 'linear'"),
         ({"augmentation": "flip"}, "augmentation is one of none, shift, shift_flip, not 'flip'"),
         ({"view_sampling": "all"}, "view_sampling is one of image, batch, not 'all'"),
