@@ -17,8 +17,9 @@ class TrainingConfig:
     """Images a step, all workers together."""
     views_per_image: int = 1
     """Random views of each image in a step; 0: all of them, in one pass where the network offers it."""
-    view_sampling: Literal["image", "batch"] = "image"
-    """image: each image gets views of its own; batch: one draw for all images of a batch, as DRS published."""
+    view_sampling: Literal["image", "batch", "spread"] = "image"
+    """image: each image gets views of its own; batch: one draw for all images of a batch, as DRS published; spread: as
+    batch, but at even distances from a random first view on, because neighbours tell almost the same."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     """Gradient descent with momentum; AdamW; Muon for kernels, beside AdamW at a tenth of the rate for all else."""
     learning_rate: float = 0.05
@@ -73,9 +74,9 @@ class TrainingConfig:
             raise TrainingError(
                 f"training: views_per_image must be positive, or 0 for all views; not {self.views_per_image}."
             )
-        if self.views_per_image == 0 and self.view_sampling == "batch":
+        if self.views_per_image == 0 and self.view_sampling != "image":
             raise TrainingError(
-                "training: view_sampling 'batch' has no effect when views_per_image is 0: all views, no draw.\n"
+                f"training: view_sampling {self.view_sampling!r} has no effect when views_per_image is 0: no draw.\n"
                 "  Leave view_sampling at image, or set --training.views-per-image to 1 or more"
             )
         self._check_objective()
@@ -110,10 +111,11 @@ class TrainingConfig:
                         "  Leave it out, or set --training.objective certified_margin"
                     )
             return
-        if self.views_per_image != 0:
+        if self.views_per_image != 0 and self.view_sampling != "spread":
             raise TrainingError(
-                f"training: certified_margin needs all views of an image in a step, not {self.views_per_image}.\n"
-                "  Set --training.views-per-image 0"
+                f"training: certified_margin weighs all views of an image or a spread of them, not "
+                f"{self.views_per_image} drawn by {self.view_sampling}.\n"
+                "  Set --training.views-per-image 0, or --training.view-sampling spread"
             )
         if not self.margin_patch:
             raise TrainingError(

@@ -119,18 +119,26 @@ class Trainer:
         images_BCHW = images_BCHW.to(device, non_blocking=True).contiguous()
         labels_B = labels_B.to(device, non_blocking=True)
         images_BCHW = augment(images_BCHW, config, generator)
-        views_Bn = None
-        if config.views_per_image:
-            shape = (len(images_BCHW) if config.view_sampling == "image" else 1, config.views_per_image)
-            views_Bn = self.classifier.cutter.draw(shape, generator).to(device)
+        views_Bn = self._views(len(images_BCHW), generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits_BnK = self._forward(images_BCHW, views_Bn)
-        loss = self.objective(logits_BnK, labels_B, progress)
+        shared_n = views_Bn[0] if views_Bn is not None and config.view_sampling == "spread" else None
+        loss = self.objective(logits_BnK, labels_B, progress, shared_n)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         return loss.detach(), (logits_BnK.detach().argmax(2) == labels_B[:, None]).sum()
+
+    def _views(self, num_images: int, generator: torch.Generator) -> torch.Tensor | None:
+        """Views of one step as the cutter takes them, or None for all of them."""
+        config, cutter = self.config, self.classifier.cutter
+        if not config.views_per_image:
+            return None
+        if config.view_sampling == "spread":
+            return cutter.spread(config.views_per_image, generator).to(self.device)
+        shape = (num_images if config.view_sampling == "image" else 1, config.views_per_image)
+        return cutter.draw(shape, generator).to(self.device)
 
     def _check(self, losses: list[torch.Tensor], epoch: int, rate: float) -> None:
         recent = torch.stack(losses[-_STEPS_BETWEEN_CHECKS - 1 :])

@@ -45,20 +45,25 @@ class Objective:
             affected_PV = views.incidence(patch, only_undominated=True)
             self._affected_PV = torch.from_numpy(affected_PV).to(device, torch.float32)
 
-    def __call__(self, logits_BnK: torch.Tensor, labels_B: torch.Tensor, progress: float) -> torch.Tensor:
+    def __call__(
+        self, logits_BnK: torch.Tensor, labels_B: torch.Tensor, progress: float, views_n: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The loss of one step.
 
         Args:
             logits_BnK: logits of n views of each image.
             labels_B: int64 labels of the images.
             progress: share of the run that is over, in [0, 1].
+            views_n: numbers of the n views, the same of each image; None: all views. A spread of them estimates the
+                margin of all: a placement affects about the same share of it.
         """
         targets = labels_B[:, None].expand(-1, logits_BnK.shape[1]).flatten()
         loss = F.cross_entropy(logits_BnK.flatten(0, 1), targets, label_smoothing=self._config.label_smoothing)
         if self._affected_PV is None:
             return loss
         weight = self._config.margin_weight * min(1.0, progress / _RISE)
-        margins_B = certified_margins(logits_BnK, labels_B, self._affected_PV)
+        affected_Pn = self._affected_PV if views_n is None else self._affected_PV[:, views_n]
+        margins_B = certified_margins(logits_BnK, labels_B, affected_Pn)
         return (1 - weight) * loss + weight * F.relu(_SPARE_SHARE - margins_B).mean()
 
 

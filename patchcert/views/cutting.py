@@ -146,6 +146,28 @@ class ViewCutter(nn.Module):
         height, width = self.views.image_size
         return torch.rand(*shape, height * width, generator=generator).topk(self.views.num_pixels, dim=2).indices
 
+    def spread(self, num_views: int, generator: torch.Generator) -> torch.Tensor:
+        """Takes views at even distances in the order of the view set, from a random first one on.
+
+        Args:
+            num_views: how many, from 1 to all.
+            generator: on the CPU, where the first one is drawn.
+
+        Returns:
+            int64 (1, num_views), as ``cut`` takes them: the same views of each image.
+
+        Raises:
+            ModelError: more views than there are, or views that have no order.
+        """
+        if self.views.kind == "pixel" or num_views > self.views.num_views:
+            raise ModelError(
+                f"views: {num_views} of {self.views.describe()} cannot be spread evenly.\n"
+                "  Set --training.view-sampling image, or fewer --training.views-per-image"
+            )
+        total = self.views.num_views
+        first = torch.randint(total, (1, 1), generator=generator)
+        return (first + torch.arange(num_views) * total // num_views) % total
+
     def _crops(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         batch, channels, _, width = pixels_BCHW.shape
         rows = self.rows_Rh[views_Bn // self._num_column_starts]

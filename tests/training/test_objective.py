@@ -83,6 +83,30 @@ def test_certified_images_cost_nothing():
     assert float(loss) == 0
 
 
+def test_spread_views_are_weighed_by_the_placements_that_affect_them():
+    generator = torch.Generator().manual_seed(2)
+    logits_BVK, labels_B = torch.randn(4, 16, 5, generator=generator), torch.tensor([0, 3, 4, 3])
+    views_n = torch.tensor([3, 7, 11, 15])
+    settings = MARGIN | {"views_per_image": 4, "view_sampling": "spread", "margin_weight": 1.0}
+    objective = Objective(TrainingConfig(**settings), BANDS, CPU)
+    # Bands of width 3 that start every 4 columns: a 2x2 patch reaches one of them, wherever it lies.
+    leads_BnK = logits_BVK[:, views_n].softmax(2)
+    leads_BnK = leads_BnK.gather(2, labels_B[:, None, None].expand(-1, 4, 1)) - leads_BnK
+    worst_B = torch.tensor(
+        [
+            min(
+                float(sum(leads_BnK[b, i, rival] for i in range(4) if i != hit) - 1) / 4
+                for hit in range(4)
+                for rival in range(5)
+                if rival != labels_B[b]
+            )
+            for b in range(4)
+        ]
+    )
+    found = objective(logits_BVK[:, views_n], labels_B, 1.0, views_n)
+    torch.testing.assert_close(found, (0.05 - worst_B).relu().mean())
+
+
 def test_too_many_pairs_are_refused():
     views = CropViews(image_size=(224, 224), crop_size=80)
     training = TrainingConfig(**MARGIN | {"margin_patch": "2%"})

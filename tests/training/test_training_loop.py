@@ -72,6 +72,7 @@ class TestResuming:
         [
             (CNN, BANDS, {"optimizer": "sgd", "schedule": "one_cycle", "augmentation": "shift_flip"}),
             (CNN, BANDS, {"optimizer": "sgd", "schedule": "steps", "memory_gib": 0.0, "view_sampling": "batch"}),
+            (CNN, BANDS, {"view_sampling": "spread", "objective": "certified_margin", "margin_patch": "5x5"}),
             (CROP_RESNET9, CROPS, {"optimizer": "adamw", "schedule": "cosine", "augmentation": "shift"}),
             (CROP_RESNET9, CROPS, {"optimizer": "adamw", "learning_rate": 1e-3, "precision": "bfloat16"}),
             (CROP_RESNET9, CROPS, {"optimizer": "muon", "learning_rate": 0.02}),

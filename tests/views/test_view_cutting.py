@@ -345,3 +345,21 @@ def test_random_pixels_are_named_by_themselves_and_drawn_alike():
     assert stats.chisquare(np.bincount(drawn.flatten(), minlength=12)).pvalue > 0.01
     again = cutter.draw((300, 40), torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
+
+
+def test_spread_views_keep_even_distances_and_begin_anywhere():
+    cutter = ViewCutter(BandViews(image_size=(32, 30), width=4), EncodingConfig(), 1)
+    generator = torch.Generator().manual_seed(0)
+    spreads = [cutter.spread(8, generator) for _ in range(600)]
+    for spread in spreads:
+        distances = (spread[0].roll(-1) - spread[0]) % 30
+        assert spread.shape == (1, 8) and set(distances.tolist()) == {3, 4}
+    firsts = np.bincount([int(spread[0, 0]) for spread in spreads], minlength=30)
+    assert stats.chisquare(firsts).pvalue > 0.01
+    assert sorted(cutter.spread(30, generator)[0].tolist()) == list(range(30))
+
+
+def test_more_views_than_there_are_cannot_be_spread():
+    cutter = ViewCutter(BandViews(image_size=(32, 30), width=4), EncodingConfig(), 1)
+    with pytest.raises(ModelError, match=r"31 of column bands of width 4.* cannot be spread"):
+        cutter.spread(31, torch.Generator())
