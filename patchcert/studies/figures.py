@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -30,6 +31,8 @@ _LINE_STYLES: dict[str, Any] = {
     "heuristic": "--",
     "reported": (0, (1, 1)),
 }
+_CLEAN_STYLES: dict[str, Any] = {"": ":", "measured": "-", "reported": _LINE_STYLES["reported"]}
+_CLEAN_MARKERS = {"": None, "measured": "o", "reported": "*"}
 _MARKERS = {
     "counting": "s",
     "placement": "o",
@@ -41,7 +44,7 @@ _MARKERS = {
 }
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: one column of a paper, and what labels, axes and legend rows need inside it.
-COLUMN_WIDTH, _PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 0.145
+COLUMN_WIDTH, _PLOT_HEIGHT, _TALL_PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 2.4, 0.145
 _LEFT, _RIGHT, _BOTTOM, _TOP, _TOP_AXIS = 0.5, 0.16, 0.42, 0.08, 0.3
 _RESOLUTION = 200
 _STYLE = {
@@ -79,7 +82,8 @@ class Line:
         defense: name of the defense.
         certificate: name of the certificate, "clean" for the accuracy without a patch, or "reported".
         label: words of the legend.
-        guarantee: of the certificate, or "reported" for published numbers; sets the line style.
+        guarantee: of the certificate, or "reported" for published numbers; sets the line style. Clean accuracy has
+            "reported", "measured" where published numbers stand beside it, or nothing.
         x: positions on the horizontal axis.
         y: accuracies in [0, 1], or what the figure's ``y_label`` names.
         low: lower ends of their 95 % intervals.
@@ -112,6 +116,7 @@ class FigureData:
         lines: what is drawn.
         patches: (share of the image, label) of the patches on a patch-area axis.
         log2: whether the horizontal axis is logarithmic.
+        tall: whether the plot is higher than usual, for lines that lie close together.
         level: lines drawn across the whole width, such as the accuracy with all views.
     """
 
@@ -124,6 +129,7 @@ class FigureData:
     lines: tuple[Line, ...]
     patches: tuple[tuple[float, str], ...] = ()
     log2: bool = False
+    tall: bool = False
     level: tuple[Line, ...] = ()
 
 
@@ -383,20 +389,22 @@ def _draw_lines(data: FigureData) -> Figure:
 
     bottom = _BOTTOM + _LEGEND_ROW * (len(handles) + 0.4)
     top = _TOP_AXIS if data.patches else _TOP
-    height = bottom + _PLOT_HEIGHT + top
+    plot_height = _TALL_PLOT_HEIGHT if data.tall else _PLOT_HEIGHT
+    height = bottom + plot_height + top
     figure = Figure(figsize=(COLUMN_WIDTH, height))
     width = COLUMN_WIDTH - _LEFT - _RIGHT
-    axes = figure.add_axes((_LEFT / COLUMN_WIDTH, bottom / height, width / COLUMN_WIDTH, _PLOT_HEIGHT / height))
+    axes = figure.add_axes((_LEFT / COLUMN_WIDTH, bottom / height, width / COLUMN_WIDTH, plot_height / height))
     for line in data.level:
         colour = styles[id(line)]["color"]
         axes.axhline(scale_y * line.y[0], color=colour, linewidth=1.0)
-        axes.axhspan(scale_y * line.low[0], scale_y * line.high[0], color=colour, alpha=0.12, linewidth=0)
+        axes.axhspan(scale_y * line.low[0], scale_y * line.high[0], **_band(colour))
     for line in data.lines:
         style = styles[id(line)]
         x, y, low, high = (np.array(values) for values in (line.x, line.y, line.low, line.high))
         feasible = np.array(line.feasible)
         axes.plot(x * scale_x, scale_y * y, clip_on=False, zorder=3, markevery=list(np.flatnonzero(feasible)), **style)
-        axes.fill_between(x * scale_x, scale_y * low, scale_y * high, color=style["color"], alpha=0.13, linewidth=0)
+        if line.guarantee != "reported":
+            axes.fill_between(x * scale_x, scale_y * low, scale_y * high, **_band(style["color"]))
         crosses = {"color": style["color"], "clip_on": False, "zorder": 4} | _INFEASIBLE
         axes.plot(x[~feasible] * scale_x, scale_y * y[~feasible], **crosses)
     # From zero always; up to 100 unless all of it happens far below.
@@ -418,13 +426,20 @@ def _draw_lines(data: FigureData) -> Figure:
     return figure
 
 
+def _band(colour: str) -> dict[str, Any]:
+    """An interval: filled faintly, with an edge that is seen where the band is no wider than the line."""
+    return {"facecolor": to_rgba(colour, 0.2), "edgecolor": to_rgba(colour, 0.55), "linewidth": 0.4}
+
+
 def _style(line: Line, colour: tuple[str, float]) -> dict[str, Any]:
-    is_open = line.guarantee == "heuristic" and not line.label.endswith("without replacement")
+    is_clean = line.certificate == "clean"
+    is_open = is_clean or (line.guarantee == "heuristic" and not line.label.endswith("without replacement"))
     return {
         "color": colour[0],
         "alpha": colour[1],
-        "linestyle": ":" if line.certificate == "clean" else _LINE_STYLES[line.guarantee],
-        "marker": _MARKERS.get(line.certificate),
+        "linestyle": (_CLEAN_STYLES if is_clean else _LINE_STYLES)[line.guarantee],
+        "linewidth": 0.9,
+        "marker": _CLEAN_MARKERS[line.guarantee] if is_clean else _MARKERS.get(line.certificate),
         "markerfacecolor": "white" if is_open else colour[0],
         "markeredgewidth": 0.9,
         # Where both theorems agree, the square shows around the circle.

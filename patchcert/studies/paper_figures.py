@@ -34,7 +34,7 @@ def _figure(figure: PaperFigure, table: FilledTable) -> FigureData | None:
             continue
         # A row name that is held at one label says nothing about a curve.
         series = ", ".join(
-            label
+            f"{name} {label}" if is_number(label) else label
             for name, label in labels.items()
             if name != figure.x and (name not in figure.where or len(figure.where[name]) > 1)
         )
@@ -56,15 +56,17 @@ def _figure(figure: PaperFigure, table: FilledTable) -> FigureData | None:
         if any(number.difference is not None for _, _, number in _drawn(points))
     ]
     times = figure.metrics == ("milliseconds",)
+    which = "" if several else f"{figure.metrics[0]} "
     return FigureData(
         name=figure.name,
         caption=f"{figure.number}. {figure.caption}",
         x_label=figure.x_label,
-        y_label="ms an image, one worker" if times else "accuracy (% of images)",
+        y_label="ms an image, one worker" if times else f"{which}accuracy (% of images)",
         percent=not times,
         lines=tuple(lines),
         level=tuple(levels),
         log2=figure.log2,
+        tall=several or len(lines) > 3,
     )
 
 
@@ -81,7 +83,7 @@ def _measured(series: str, points: Sequence[_Point], *, several: bool) -> Line:
         defense=series or "measured",
         certificate="clean" if metric == "clean" else _MARKED_AS.get(row.guarantee, "placement"),
         label=_words(series, metric, several, "measured" if not series else ""),
-        guarantee=row.guarantee,
+        guarantee="measured" if metric == "clean" else row.guarantee,
         x=tuple(x for x, _, _ in points),
         y=tuple(values),
         low=tuple(value if number.low is None else number.low for value, number in zip(values, numbers, strict=True)),

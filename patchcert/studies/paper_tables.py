@@ -104,6 +104,44 @@ class FilledTable:
         return pd.DataFrame.from_records(records)
 
 
+def read_filled(table: PaperTable, frame: pd.DataFrame) -> FilledTable:
+    """Reads back what ``FilledTable.frame`` gave, as ``tables/*.csv`` of a suite hold it, to draw figures anew.
+
+    Args:
+        table: what the lines were asked by.
+        frame: one row for each line, read with ``dtype`` str for the labels; lines may be fewer than the table's.
+
+    Raises:
+        StudyError: columns are missing.
+    """
+    if lacking := [name for name in table.row_names if name not in frame]:
+        raise StudyError(f"{table.number}: the file lacks {', '.join(lacking)}.\n  Read tables/{table.name}.csv.")
+
+    def value(record: Mapping[str, Any], name: str) -> float | None:
+        found = record.get(name)
+        return None if found is None or pd.isna(found) else float(found)
+
+    def text(record: Mapping[str, Any], name: str) -> str:
+        return "" if pd.isna(record[name]) else str(record[name])
+
+    rows = []
+    for record in frame.to_dict("records"):
+        numbers = tuple(
+            Comparison(
+                metric=metric,
+                **{name: value(record, f"{metric}_{name}") for name in ("reported", "measured", "low", "high")},
+                comparable=value(record, f"{metric}_difference") is not None,
+            )
+            for metric in table.metrics
+        )
+        words = {
+            name: text(record, name) for name in ("defense", "certificate", "guarantee", "setting", "patch", "note")
+        }
+        labels = tuple(str(record[name]) for name in table.row_names)
+        rows.append(FilledRow(labels=labels, numbers=numbers, feasible=bool(record["feasible"]), **words))
+    return FilledTable(table=table, rows=tuple(rows))
+
+
 class Answers:
     """The questions and answers of one study, found by what was asked."""
 

@@ -17,7 +17,15 @@ from patchcert.studies.figures import Drawing, FigureData
 from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings, strongest_theorem
 from patchcert.studies.published import Published, reported
 from patchcert.studies.results import StudyResult
-from patchcert.studies.wording import GUARANTEES, certificate_words, draw_words, interval_words, percent, rule_words
+from patchcert.studies.wording import (
+    GUARANTEES,
+    certificate_words,
+    draw_words,
+    interval_words,
+    patch_words,
+    percent,
+    rule_words,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,9 @@ class Headline:
     """What a reader learns first about one defense."""
 
     defense: str
+    views: str
     patch: str
+    area: str
     certified: int
     total: int
     clean: int
@@ -153,7 +163,9 @@ def headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:
     return [
         Headline(
             defense=row["defense"],
+            views=view_set_from_identity(result.subject.views).describe(),
             patch=row["patch"],
+            area=percent(row["patch_fraction"]),
             certified=round(row["certified_accuracy"] * row["num_images"]),
             total=row["num_images"],
             clean=round(row["clean_accuracy"] * row["num_images"]),
@@ -170,14 +182,15 @@ def attack(results: Sequence[StudyResult]) -> dict[str, Any]:
     """What was attacked: images in words, labels of the patches."""
     subjects = [result.subject for result in results]
     first = subjects[0]
-    patches = list(dict.fromkeys(label for result in results for label in result.answers["patch"]))
+    patches = list(dict.fromkeys(patch_words(label) for result in results for label in result.answers["patch"]))
     height, width = first.image_size
     tensor = "native pixels"
     if first.resize != "none":
         tensor = f"pixels of the network input (resized: {first.resize}, {first.interpolation})"
     images = "several sets of images"
     if len({(subject.dataset, subject.split, subject.split_digest) for subject in subjects}) == 1:
-        edition = "" if first.variant == "original" else f" ({first.variant})"
+        is_named = first.variant == "original" or first.variant in first.dataset
+        edition = "" if is_named else f" ({first.variant})"
         images = f"{first.evaluated} {first.split} images of {first.dataset}{edition}, {height}\u00d7{width} {tensor}"
     return {"images": images, "patches": patches}
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchcert.data.storage import Folder, write_error
+from patchcert.data.storage import Folder, write_error, writer_mark
 from patchcert.errors import StudyError
 from patchcert.studies.subject import Subject
 
@@ -179,12 +179,13 @@ def whole_folder(location: Location, marker: str) -> Iterator[Path]:
 def _renamed_folder(final: Path) -> Iterator[Path]:
     """A new folder beside its final place, renamed when the block ends well."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    Folder(final.parent).remove_stale_temporaries()
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.{writer_mark()}.", suffix=".tmp", dir=final.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
         # Renaming over a folder that is not empty is not possible: the old one steps aside first.
-        aside = temporary.with_suffix(".old")
+        aside = temporary.with_name(f"{temporary.stem}-old.tmp")
         is_there = final.exists()
         if is_there:
             final.rename(aside)

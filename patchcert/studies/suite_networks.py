@@ -131,4 +131,5 @@ def _training(provenance: Mapping[str, Any]) -> str:
         return ""
     views = training.get("views_per_image")
     each = "all views" if views == 0 else "1 view" if views == 1 else f"{views} views"
-    return f"{training['epochs']} epochs on {dataset['name']} ({dataset['split']}), {each} an image and step"
+    epochs = "1 epoch" if training["epochs"] == 1 else f"{training['epochs']} epochs"
+    return f"{epochs} on {dataset['name']} ({dataset['split']}), {each} an image and step"

@@ -1,5 +1,6 @@
 """A row of answers in, the words that name its certificate, its setting and its accuracy everywhere out."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,16 @@ def draw_words(row: Row) -> str:
         return f"all {row['num_views']}"
     confidence = "p_c" if row["guarantee"] == "heuristic" else "confidence"
     return f"{row['num_draws']} {row['draws']}, {confidence} \u2265 {row['min_confidence']:g}"
+
+
+def patch_words(label: str) -> str:
+    """A patch in words: "5×5", or "5×5 turned by 45°, exact footprint" for the label "5x5@45deg-exact"."""
+    found = re.fullmatch(r"(\d+)x(\d+)(?:@([\d.]+)deg(-exact)?)?", label)
+    if found is None:
+        return label
+    height, width, angle, is_exact = found.groups()
+    turned = f" turned by {angle}°" if angle else ""
+    return f"{height}×{width}{turned}" + ", exact footprint" * bool(is_exact)
 
 
 def percent(fraction: float) -> str:

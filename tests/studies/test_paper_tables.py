@@ -1,6 +1,7 @@
 """Tables of a paper filled from the simulated studies of a whole suite, and written."""
 
 import dataclasses
+import io
 import json
 import re
 
@@ -12,9 +13,10 @@ from studies import simulated
 from patchcert.certificates import wilson_interval
 from patchcert.errors import StudyError
 from patchcert.studies import StudyConfig, StudyResult
+from patchcert.studies.figures import _colours, _draw_lines, _style
 from patchcert.studies.paper import PaperFigure, PaperRow, PaperTable
 from patchcert.studies.paper_figures import paper_figures
-from patchcert.studies.paper_tables import Comparison, fill_tables, number_words
+from patchcert.studies.paper_tables import Comparison, fill_tables, number_words, read_filled
 from patchcert.studies.paper_writing import cells, console_tables, latex, latex_text
 from patchcert.studies.suite_networks import network_runs, networks_table
 from patchcert.studies.suite_writing import SuiteReport, write_suite
@@ -296,6 +298,39 @@ def test_figures_draw_measured_beside_reported(filled, suite):
     assert measured.x == reported.x == (64.0, 128.0, 256.0, 512.0) and reported.y == (0.51, 0.523, 0.542, 0.55)
     assert measured.guarantee == "heuristic" and [level.guarantee for level in draws.level] == ["deterministic"]
     assert not drawn["figure_3_time"].percent and drawn["figure_3_time"].lines[0].y[0] < 150
+
+
+def test_clean_and_certified_measured_and_reported_look_different(suite, results):
+    """Colour tells measured from reported, the marker's face clean from certified, the stroke both at once."""
+    figure = PaperFigure(
+        name="f", number="Table 5", table="table_5", caption="c", x="drawn crops", x_label="crops",
+        metrics=("certified", "clean"), where={"draw": ("with replacement",), "p_c": ("as reported",)},
+    )  # fmt: skip
+    (data,) = paper_figures([figure], fill_tables(suite.tables, results, {}))
+    assert [line.label for line in data.lines] == [
+        f"{which}, {metric}" for which in ("measured", "reported") for metric in ("certified", "clean")
+    ]
+    styles = [_style(line, colour) for line, colour in zip(data.lines, _colours(data.lines), strict=True)]
+    looks = {(style["color"], style["linestyle"], style["marker"], style["markerfacecolor"]) for style in styles}
+    assert len(looks) == 4 and all(style["marker"] for style in styles)
+    # Without colours, as print and the colour blind see it.
+    assert len({(str(look[1]), look[2], look[3] == "white") for look in looks}) == 4
+    drawing = _draw_lines(data)
+    bands = drawing.axes[0].collections
+    assert len(bands) == 2 and all(band.get_edgecolor().size for band in bands)
+    assert "(% of images)" in drawing.axes[0].get_ylabel()
+
+
+def test_figures_are_drawn_again_from_stored_tables(filled, suite):
+    again = []
+    for table in filled.values():
+        text = io.StringIO(table.frame().to_csv(index=False))
+        frame = pd.read_csv(text, dtype=dict.fromkeys(table.table.row_names, str), float_precision="round_trip")
+        again.append(read_filled(table.table, frame))
+        pd.testing.assert_frame_equal(again[-1].frame(), table.frame())
+    assert paper_figures(suite.figures, again) == paper_figures(suite.figures, list(filled.values()))
+    with pytest.raises(StudyError, match="the file lacks side, input"):
+        read_filled(filled["figure_2"].table, filled["table_3"].frame())
 
 
 def table_of(*rows):

@@ -8,6 +8,7 @@ from studies import simulated
 from patchcert.geometry import CropViews
 from patchcert.studies import StudyConfig, StudyResult, first_settings, write_report
 from patchcert.studies.headline import strongest_theorem
+from patchcert.studies.wording import patch_words
 
 
 class Page(html.parser.HTMLParser):
@@ -51,7 +52,7 @@ def test_first_screen_says_what_was_attacked_what_is_guaranteed_and_how_many_sur
     for result in results:
         (row,) = strongest_theorem(result.answers, "5x5").itertuples()
         assert row.certificate == "placement"
-        assert f"{round(row.certified_accuracy * 300)} of 300 images No 5x5 patch anywhere can change" in first_screen
+        assert f"{round(row.certified_accuracy * 300)} of 300 images survive Proved: no 5x5 patch" in first_screen
     assert "300 test images of cifar10, 32×32 native pixels" in first_screen
     assert "deterministic" in first_screen and "A theorem: no patch of this shape" in first_screen
     assert "heuristic" in first_screen.lower() and "formula without proof" in first_screen
@@ -126,8 +127,8 @@ def test_a_study_without_theorems_promises_none(tmp_path):
     study = simulated.make_study(views, simulated.simulated_part(views, 40), config, "crop4")
     result = simulated.write(study, tmp_path / "study")
     text = Page(result.folder.read("report.html").decode()).text
-    assert "are called certified against a 2x2 patch by a formula without proof" in text
-    assert "can change the prediction, and the prediction is right" not in text
+    assert "are called certified against a 2x2 patch (2.8 % of the image) by a formula without proof" in text
+    assert "can change the prediction, and the prediction is right" not in text and "survive" not in text
 
 
 def test_headlines_take_the_first_setting_not_the_best(results):
@@ -145,3 +146,9 @@ def test_report_opens_from_stored_results_alone(tmp_path, results, report):
     write_report(tmp_path / "again", stored)
     for name in ("report.html", "report.md", "answers.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes()
+
+
+def test_patches_are_named_in_words():
+    assert patch_words("12x2") == "12×2"
+    assert patch_words("5x5@45deg-exact") == "5×5 turned by 45°, exact footprint"
+    assert patch_words("box-12px-ab12cd") == "box-12px-ab12cd"
