@@ -163,11 +163,10 @@ class SuiteRun:
             with self._reporting(name):
                 # Images are prepared before models are trained side by side: two would write the same files.
                 pipeline.prepare(_splits(recipe))
-                if (model := pipeline.find_model()) is None:
+                if pipeline.find_model() is None:
                     waiting[key] = pipeline
                 else:
-                    self.terminal.say(f"{recipe.name}: was trained already, checkpoint {model}")
-                    models[key] = model
+                    models[key] = pipeline.train()
         return models | self._side_by_side(waiting, slots(cluster, resources), cluster)
 
     def _side_by_side(self, waiting: dict[str, Pipeline], most: int, cluster: Mapping[str, float]) -> dict[str, Folder]:

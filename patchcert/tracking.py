@@ -175,10 +175,11 @@ def training_run(config: TrackingConfig, workspace: Workspace, recipe: Any, data
         "data": {"name": dataset.name, "split": dataset.split, "digest": dataset.digest},
     }
 
-    def begin() -> tuple[Any, str]:
+    name, key = f"patchcert/{dataset.name}/train", _hash(settings | {"recipe": recipe.name})
+
+    def begin() -> "tuple[Tracker, str]":
         tracker = Tracker(tracking_uri(config.uri, workspace.folder))
-        experiment = tracker.experiment(f"patchcert/{dataset.name}/train")
-        key = _hash(settings | {"recipe": recipe.name})
+        experiment = tracker.experiment(name)
         run_id = tracker.find_or_create_run(
             experiment,
             _TRAINING_KEY,
@@ -191,14 +192,33 @@ def training_run(config: TrackingConfig, workspace: Workspace, recipe: Any, data
         tracker.log_dataset(run_id, f"{dataset.name}-{dataset.split}", dataset.digest, "training")
         return tracker, run_id
 
-    return TrainingRun(None if config.mode == "off" else begin, recipe.name, config.mode == "strict", say)
+    def find() -> "tuple[Tracker, str] | None":
+        uri = tracking_uri(config.uri, workspace.folder)
+        database = _database_path(uri)
+        if database is not None and not database.exists():
+            return None
+        tracker = Tracker(uri)
+        experiment = tracker.client.get_experiment_by_name(name)
+        run_id = experiment and tracker.find_run(experiment.experiment_id, _TRAINING_KEY, key, only_unfinished=True)
+        return (tracker, run_id) if run_id else None
+
+    is_off = config.mode == "off"
+    return TrainingRun(
+        None if is_off else begin, recipe.name, config.mode == "strict", say, find=None if is_off else find
+    )
 
 
 class TrainingRun:
     """Records one training from a thread of its own: neither a slow nor a dead tracker holds the training up."""
 
     def __init__(
-        self, begin: "Callable[[], tuple[Tracker, str]] | None", name: str, strict: bool, say: Say = warnings.warn
+        self,
+        begin: "Callable[[], tuple[Tracker, str]] | None",
+        name: str,
+        strict: bool,
+        say: Say = warnings.warn,
+        *,
+        find: "Callable[[], tuple[Tracker, str] | None] | None" = None,
     ) -> None:
         """Prepares a record.
 
@@ -207,8 +227,9 @@ class TrainingRun:
             name: of the recipe; the checkpoint is filed under it.
             strict: whether a failure ends in TrackingError (from ``finish``) instead of one warning.
             say: takes that warning.
+            find: finds the run of an earlier, unfinished try, or None.
         """
-        self._begin, self._name, self._strict, self._say = begin, name, strict, say
+        self._begin, self._name, self._strict, self._say, self._find = begin, name, strict, say, find
         self._tasks: queue.Queue[Callable[[Tracker, str], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -227,6 +248,8 @@ class TrainingRun:
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], checkpoint: Any = None) -> None:
         """Ends the record, after what was handed over.
 
+        Where no epoch was left to train, what is ended is the record of a try that was killed after its last epoch.
+
         Args:
             status: how the training ended.
             checkpoint: object with ``folder`` and ``digest`` of the trained model, or None.
@@ -235,6 +258,8 @@ class TrainingRun:
             TrackingError: in strict mode, what failed.
         """
         if self._thread is None:
+            if checkpoint is not None and self._find is not None:
+                self._finish_earlier_try(self._find, status, checkpoint)
             return
         if checkpoint is not None:
             self._hand_over(
@@ -249,6 +274,19 @@ class TrainingRun:
         if self._failure is not None:
             with _forgiving(self._strict, self._say, f"the training of {self._name} was not recorded in full", None):
                 raise self._failure
+
+    def _finish_earlier_try(
+        self,
+        find: "Callable[[], tuple[Tracker, str] | None]",
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        made: Any,
+    ) -> None:
+        """Ends the record of a killed try; where the tracker is away nothing new is lost, so nothing is said."""
+        with _forgiving(self._strict, lambda _: None, f"the training of {self._name} was not recorded", None):
+            if (found := find()) is not None:
+                tracker, run_id = found
+                tracker.log_checkpoint(run_id, self._name, made.folder, made.digest)
+                tracker.client.set_terminated(run_id, status)
 
     def _hand_over(self, task: "Callable[[Tracker, str], None]") -> None:
         if self._begin is None:
@@ -336,13 +374,23 @@ class Tracker:
         Returns:
             The run's id.
         """
+        found = self.find_run(experiment, tag, value, only_unfinished=only_unfinished)
+        return found or str(self.client.create_run(experiment, run_name=name, tags={**tags, tag: value}).info.run_id)
+
+    def find_run(self, experiment: str, tag: str, value: str, *, only_unfinished: bool = False) -> str | None:
+        """Finds the oldest run that carries a tag: its id, or None.
+
+        Args:
+            experiment: id.
+            tag: name of the tag.
+            value: of the tag.
+            only_unfinished: finished runs do not count.
+        """
         running = " and attributes.status != 'FINISHED'" if only_unfinished else ""
         found = self.client.search_runs(
             [experiment], f"tags.`{tag}` = '{value}'{running}", order_by=["attributes.start_time ASC"], max_results=1
         )
-        if found:
-            return str(found[0].info.run_id)
-        return str(self.client.create_run(experiment, run_name=name, tags={**tags, tag: value}).info.run_id)
+        return str(found[0].info.run_id) if found else None
 
     def publish_study(self, result: "StudyResult") -> PublishedRun:
         """Publishes a result folder as one run, found again by its result id.
@@ -453,6 +501,8 @@ class Tracker:
                 tags={_MODEL_DIGEST: digest, "patchcert.location": str(folder)},
             )
             model = created.model_id
+        # One that a killed process had begun is completed.
+        if self.client.get_logged_model(model).status != "READY":
             if (local := Folder(folder)).is_local:
                 self.client.log_model_artifacts(model, local.path())
             self.client.finalize_logged_model(model, "READY")

@@ -263,6 +263,41 @@ def test_a_resumed_training_continues_its_run_and_a_finished_one_makes_none(work
     assert history(client, stored.info.run_id, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
+def test_the_record_of_a_try_killed_after_its_last_epoch_is_finished_by_the_next(workspace, client, tmp_path):
+    model = checkpoint_in(tmp_path / "model")
+    killed = training_run(TrackingConfig(mode="strict"), workspace, RECIPE, DATASET, print)
+    killed.log_epoch(1, {"loss": 1.0})
+    deadline = time.monotonic() + 60
+    while not (experiment := client.get_experiment_by_name("patchcert/digits/train")) or not (
+        found := client.search_runs([experiment.experiment_id], "metrics.loss > 0")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # The kill came while the checkpoint was being logged.
+    begun = client.create_logged_model(
+        experiment.experiment_id,
+        name="column2-digits",
+        source_run_id=found[0].info.run_id,
+        tags={"patchcert.model_digest": model.digest},
+    )
+    for _ in range(2):
+        training_run(TrackingConfig(mode="strict"), workspace, RECIPE, DATASET, print).finish("FINISHED", model)
+    (stored,) = client.search_runs([experiment.experiment_id])
+    assert stored.info.status == "FINISHED"
+    (logged,) = client.search_logged_models([experiment.experiment_id])
+    assert (logged.model_id, logged.status) == (begun.model_id, "READY")
+    assert len(client.list_logged_model_artifacts(logged.model_id)) == 2
+
+
+def test_a_finished_training_makes_no_store_and_needs_no_tracker(tmp_path):
+    workspace, model = Workspace(str(tmp_path / "work")), checkpoint_in(tmp_path / "model")
+    training_run(TrackingConfig(mode="strict"), workspace, RECIPE, DATASET, print).finish("FINISHED", model)
+    assert not (tmp_path / "work").exists()
+    said = []
+    training_run(TrackingConfig(uri=DEAD), workspace, RECIPE, DATASET, said.append).finish("FINISHED", model)
+    assert said == []
+
+
 def test_training_without_a_tracker_warns_once_and_goes_on(workspace):
     said = []
     run = training_run(TrackingConfig(uri=DEAD), workspace, RECIPE, DATASET, said.append)

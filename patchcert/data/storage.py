@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -199,7 +200,7 @@ class Folder:
             return
         final = self.path(name)
         parent, base = os.path.split(final)
-        temporary = os.path.join(parent, f".{base}.{_writer_mark()}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary = os.path.join(parent, f".{base}.{writer_mark()}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             os.makedirs(parent, exist_ok=True)
             raw = open(temporary, "wb")
@@ -237,7 +238,7 @@ class Folder:
             self._filesystem.delete_file(self.path(name))
 
     def remove_stale_temporaries(self) -> None:
-        """Delete what killed processes of this machine left half-written directly in this folder."""
+        """Delete what killed processes of this machine left half-written directly in this folder, folders included."""
         if not self.is_local or not os.path.isdir(self._root):
             return
         for base in os.listdir(self._root):
@@ -246,8 +247,12 @@ class Folder:
                 continue
             host, _, process = parts[-3].rpartition("-")
             if host == _host() and process.isdigit() and not _is_alive(int(process)):
+                path = os.path.join(self._root, base)
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path, ignore_errors=True)
+                    continue
                 with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self._root, base))
+                    os.unlink(path)
 
 
 def atomic_write(location: str | os.PathLike[str], data: bytes | pa.Table) -> None:
@@ -305,7 +310,8 @@ def _host() -> str:
     return socket.gethostname().replace(".", "_") or "host"
 
 
-def _writer_mark() -> str:
+def writer_mark() -> str:
+    """Names this process in the names of what it writes for now, so that others see whether it is alive."""
     return f"{_host()}-{os.getpid()}"
 
 

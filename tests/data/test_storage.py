@@ -115,6 +115,8 @@ def test_only_temporaries_of_dead_processes_are_removed(tmp_path):
         ended.wait()
         dead = temporary.replace(f"-{os.getpid()}.", f"-{ended.pid}.")
         (tmp_path / dead).write_bytes(b"half")
+        (tmp_path / dead.replace("alive", "folder")).mkdir()
+        (tmp_path / dead.replace("alive", "folder") / "file").write_bytes(b"half")
         (tmp_path / ".other.tmp").write_bytes(b"not ours")
         folder.remove_stale_temporaries()
         assert sorted(os.listdir(tmp_path)) == sorted([temporary, ".other.tmp"])
