@@ -1,5 +1,6 @@
 """uint8 images and view numbers in, the tensors of those views out: on the device, without a loop over views."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from torch import nn
 
 from patchcert.errors import ModelError
 from patchcert.views.encoding import EncodingConfig
+
+_GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 
 
 class ViewCutter(nn.Module):
@@ -147,7 +150,10 @@ class ViewCutter(nn.Module):
         return torch.rand(*shape, height * width, generator=generator).topk(self.views.num_pixels, dim=2).indices
 
     def spread(self, num_views: int, generator: torch.Generator) -> torch.Tensor:
-        """Takes views at even distances in the order of the view set, from a random first one on.
+        """Takes views at even distances from a random first one on: along bands, or over both axes of a grid.
+
+        On a grid their rows lie at even distances and their columns a golden section of all columns apart, so that any
+        number of them covers it evenly and none is taken twice.
 
         Args:
             num_views: how many, from 1 to all.
@@ -165,8 +171,14 @@ class ViewCutter(nn.Module):
                 "  Set --training.view-sampling image, or fewer --training.views-per-image"
             )
         total = self.views.num_views
-        first = torch.randint(total, (1, 1), generator=generator)
-        return (first + torch.arange(num_views) * total // num_views) % total
+        first, place_n = torch.randint(total, (1, 1), generator=generator), torch.arange(num_views)
+        num_columns = self._num_column_starts
+        if num_columns in (0, 1, total):
+            return (first + place_n * total // num_views) % total
+        num_rows = total // num_columns
+        step = next(g for g in range(round(num_columns * _GOLDEN_SECTION), total) if math.gcd(g, num_columns) == 1)
+        rows_1n = (first // num_columns + place_n * num_rows // num_views) % num_rows
+        return rows_1n * num_columns + (first % num_columns + place_n * step) % num_columns
 
     def _crops(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         batch, channels, _, width = pixels_BCHW.shape

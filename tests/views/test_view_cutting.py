@@ -359,6 +359,25 @@ def test_spread_views_keep_even_distances_and_begin_anywhere():
     assert sorted(cutter.spread(30, generator)[0].tolist()) == list(range(30))
 
 
+@pytest.mark.parametrize(
+    "views", [CropViews(image_size=(32, 30), crop_size=10), BlockViews(image_size=(9, 12), block_size=3)]
+)
+def test_views_of_a_grid_are_spread_over_both_axes(views):
+    encoding = EncodingConfig(removed="cut" if views.kind == "crop" else "null")
+    cutter = ViewCutter(views, encoding, 1)
+    num_columns = len(views.column_indices)
+    num_rows = views.num_views // num_columns
+    for seed in range(20):
+        spread = cutter.spread(16, torch.Generator().manual_seed(seed))[0]
+        rows, columns = spread // num_columns, spread % num_columns
+        # Each quarter of the grid holds its share of four, one more or less, and a random draw seldom does that.
+        for upper in (rows < num_rows // 2, rows >= num_rows // 2):
+            for left in (columns < num_columns // 2, columns >= num_columns // 2):
+                assert 2 <= int((upper & left).sum()) <= 6
+        everything = cutter.spread(views.num_views, torch.Generator().manual_seed(seed))[0]
+        assert sorted(everything.tolist()) == list(range(views.num_views))
+
+
 def test_more_views_than_there_are_cannot_be_spread():
     cutter = ViewCutter(BandViews(image_size=(32, 30), width=4), EncodingConfig(), 1)
     with pytest.raises(ModelError, match=r"31 of column bands of width 4.* cannot be spread"):
