@@ -77,7 +77,10 @@ def certificate_cell(row: FilledRow) -> str:
 
 
 def latex(table: FilledTable) -> str:
-    """The table as LaTeX: a ``table`` float with booktabs rules; needs the packages booktabs and inputenc (utf8)."""
+    """The table as LaTeX: a ``table`` float with booktabs rules, shrunk where it is wider than the text.
+
+    Needs the packages booktabs, graphicx and inputenc (utf8).
+    """
     names, groups = table.table.row_names, columns(table)
     title = f"{table.table.source}, {table.table.number}: {table.table.title}. {_caption(table)}"
     heads, rules, position = [], [], len(names) + 2
@@ -92,7 +95,9 @@ def latex(table: FilledTable) -> str:
         r"\centering",
         rf"\caption{{{latex_text(title)}}}",
         rf"\label{{tab:{table.table.name}}}",
-        rf"\begin{{tabular}}{{{layout}}}",
+        r"\footnotesize",
+        # On one line: a line break within the box would be a space in it.
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{" + rf"\begin{{tabular}}{{{layout}}}",
         r"\toprule",
         " & ".join([""] * (len(names) + 1) + heads) + r" \\",
         " ".join(rules),
@@ -103,7 +108,7 @@ def latex(table: FilledTable) -> str:
         lines.append(
             " & ".join(latex_text(text) for text in (*row.labels, certificate_cell(row), *cells(row, table))) + r" \\"
         )
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -194,6 +196,30 @@ def test_latex_is_whole_and_escaped(filled):
         assert len(lines) == len(table.rows)
         assert {len(re.findall(r"(?<!\\)&", row)) for row in lines} == {len(layout) - 1}
         assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\cmidrule"))
+
+
+def test_latex_compiles_and_fits_on_its_page(filled, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex: install texlive-latex-base and texlive-latex-recommended")
+    found = subprocess.run(["kpsewhich", "booktabs.sty", "graphicx.sty"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip("pdflatex without booktabs or graphicx: install texlive-latex-recommended")
+    packages = r"\usepackage[utf8]{inputenc}\usepackage{booktabs}\usepackage{graphicx}"
+    text = "".join(latex(table) for table in filled.values())
+    (tmp_path / "all.tex").write_text(
+        rf"\documentclass{{article}}{packages}\begin{{document}}{text}\end{{document}}", encoding="utf-8"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "too large for page" not in done.stdout
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
 
 
 def test_latex_text_escapes_every_special_character():
