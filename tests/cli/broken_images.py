@@ -39,22 +39,30 @@ UNUSUAL = {
 """Name -> (its bytes, the words of its conversion); these are kept."""
 
 
-def write_broken_dataset(folder, num_images):
+def write_broken_dataset(folder, num_images, *, doubled=True):
     """Parquet files of 1,000 classes in the layout of public hubs, the odd ones spread over the rows.
 
+    Args:
+        folder: where to; made here.
+        num_images: rows of the dataset.
+        doubled: whether one image_id comes twice.
+
     Returns:
-        Number of images that are bad.
+        The row of each odd image, by its image_id.
     """
     good = [encoded(photo(seed)) for seed in range(100, 120)]
     rows = [(f"photo-{row:06d}.jpg", good[row % len(good)], row % 1000) for row in range(num_images)]
     odd = [(f"{name}.jpg", make(), label) for name, (make, label, _) in BAD.items()]
     odd += [(f"{name}.jpg", make(), 5) for name, (make, _) in UNUSUAL.items()]
-    odd += [("doubled.jpg", good[0], 1), ("doubled.jpg", good[1], 2)]
+    odd += [("doubled.jpg", good[0], 1), ("doubled.jpg", good[1], 2)] if doubled else []
+    places = {}
     for index, row in enumerate(odd):
-        rows[(index + 1) * num_images // (len(odd) + 2)] = row
+        place = (index + 1) * num_images // (len(odd) + 2)
+        rows[place] = row
+        places.setdefault(row[0], []).append(place)
     names, images, labels = zip(*rows, strict=True)
     structs = pa.array([{"bytes": data, "path": name} for data, name in zip(images, names, strict=True)])
     table = pa.table({"image": structs, "label": pa.array(labels, pa.int64()), "image_id": pa.array(names)})
     folder.mkdir(parents=True)
     pq.write_table(table, folder / "test-00000-of-00001.parquet", row_group_size=500)
-    return len(BAD) + 1
+    return places

@@ -8,8 +8,8 @@ import pytest
 class CommandLine:
     """Runs ``patchcert`` as a user does: another process, its exit code, what it printed."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, patience=170):
+        self.folder, self.patience = folder, patience
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PATCHCERT_")}
         self.environment |= {"PATCHCERT_WORK": str(folder / "work"), "MLFLOW_TRACKING_URI": "", "COLUMNS": "160"}
         del self.environment["MLFLOW_TRACKING_URI"]
@@ -30,7 +30,11 @@ class CommandLine:
     def __call__(self, *arguments, code=0, **options):
         """What a command printed: (standard output, standard error); checks its exit code."""
         process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=170)
+        try:
+            out, err = process.communicate(timeout=self.patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         assert process.returncode == code, f"exit {process.returncode}, not {code}\n{out}\n{err}"
         assert "Traceback" not in err, err
         return out, err

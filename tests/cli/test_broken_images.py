@@ -6,27 +6,49 @@ import pyarrow.parquet as pq
 import pytest
 
 from .broken_images import BAD, UNUSUAL, write_broken_dataset
+from .conftest import CommandLine
 
-NUM_IMAGES = 60
+NUM_IMAGES = 10_000
 SETTINGS = (
-    "--data.dataset", "imagenet-sample", "--data.source", "images", "--views.image-size", "32", "32",
+    "--data.dataset", "imagenet-sample", "--data.source", "images",
+    "--data.rows-per-shard", "1024", "--data.rows-per-group", "128", "--views.image-size", "32", "32",
     "--classifier.width", "0.125", "--prediction.score-floor", "0", "--study.patches", "3x3",
-    "--study.vote-thresholds", "--resources.images-per-part", "20",
+    "--study.vote-thresholds", "--resources.images-per-part", "500",
 )  # fmt: skip
+NUM_BAD = len(BAD) + 1
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_broken_images_are_named_and_then_counted_as_not_certified(patchcert):
-    num_bad = write_broken_dataset(patchcert.folder / "images", NUM_IMAGES)
-    error = patchcert.fails("prepare", "column4-digits", *SETTINGS)
+@pytest.fixture
+def patient(tmp_path):
+    return CommandLine(tmp_path, patience=600)
+
+
+def test_strict_preparation_stops_at_the_first_broken_images_and_names_them(patient):
+    rows = write_broken_dataset(patient.folder / "images", NUM_IMAGES, doubled=False)
+    error = patient.fails("prepare", "column4-digits", *SETTINGS)
+    # The first shard that has a bad image ends it; bad images of later shards are not looked for.
+    assert f"ImageError: 1 bad image in the test split of imagenet-sample, {patient.folder}/images:" in error
+    (row,) = rows["truncated.jpg"]
+    assert f"\n  truncated.jpg (test-00000-of-00001.parquet row {row}): " in error and "it cannot be decoded" in error
+    assert "\n  Mend or remove them at the source, or set data.on_bad_image to quarantine" in error
+    shards = list((patient.folder / "work").rglob("shard-*"))
+    assert len(shards) < NUM_IMAGES // 1024 and "shard-00000-of-00010.parquet" not in [path.name for path in shards]
+    assert not list((patient.folder / "work").rglob("dataset.json"))
+
+
+def test_broken_images_are_named_and_then_counted_as_not_certified(patient):
+    rows = write_broken_dataset(patient.folder / "images", NUM_IMAGES)
+    error = patient.fails("prepare", "column4-digits", *SETTINGS)
+    first, second = rows["doubled.jpg"]
     assert "1 images of the test split of imagenet-sample have no image_id of their own" in error
-    assert "row 52: its image_id 'doubled.jpg' is that of row 48" in error
-    assert not list((patchcert.folder / "work").rglob("dataset.json"))
+    assert f"row {second}: its image_id 'doubled.jpg' is that of row {first}" in error
+    assert not list((patient.folder / "work").rglob("dataset.json"))
 
     quarantine = (*SETTINGS, "--data.on-bad-image", "quarantine")
-    patchcert("train", "column4-digits", "--untrained", *quarantine)
-    (split,) = [path.parent for path in (patchcert.folder / "work").rglob("dataset.json")]
+    patient("train", "column4-digits", "--untrained", *quarantine)
+    (split,) = [path.parent for path in (patient.folder / "work").rglob("dataset.json")]
     listed = {row["image_id"]: row["reason"] for row in pq.read_table(split / "quarantine.parquet").to_pylist()}
     assert listed.keys() == {f"{name}.jpg" for name in [*BAD, "doubled"]}
     for name, (_, _, words) in BAD.items():
@@ -34,15 +56,16 @@ def test_broken_images_are_named_and_then_counted_as_not_certified(patchcert):
     converted = {row["image_id"]: row["conversion"] for row in pq.read_table(split / "converted.parquet").to_pylist()}
     assert converted == {f"{name}.jpg": words for name, (_, words) in UNUSUAL.items()}
 
-    patchcert("vote", "column4-digits", *quarantine)
-    patchcert("study", "column4-digits", *quarantine)
-    (study,) = (patchcert.folder / "work" / "studies").iterdir()
-    rows = pq.read_table(study / "answers.parquet").to_pylist()
+    patient("vote", "column4-digits", *quarantine)
+    patient("study", "column4-digits", *quarantine)
+    (study,) = (patient.folder / "work" / "studies").iterdir()
+    answers = pq.read_table(study / "answers.parquet").to_pylist()
     per_image = pq.read_table(study / "per_image.parquet")
-    assert per_image.num_rows == NUM_IMAGES - num_bad
-    for row in rows:
-        assert row["num_images"] == NUM_IMAGES
-        assert f"{num_bad} unreadable images count as wrong" in row["note"]
-        assert row["certified_accuracy"] * NUM_IMAGES <= NUM_IMAGES - num_bad
-    assert json.loads((split / "dataset.json").read_text())["num_quarantined"] == num_bad
-    assert f"{num_bad} images could not be read" in (study / "report.md").read_text()
+    assert per_image.num_rows == NUM_IMAGES - NUM_BAD
+    assert not set(per_image["image_id"].to_pylist()) & {f"{name}.jpg" for name in BAD}
+    for answer in answers:
+        assert answer["num_images"] == NUM_IMAGES
+        assert f"{NUM_BAD} unreadable images count as wrong" in answer["note"]
+        assert answer["certified_accuracy"] * NUM_IMAGES <= NUM_IMAGES - NUM_BAD
+    assert json.loads((split / "dataset.json").read_text())["num_quarantined"] == NUM_BAD
+    assert f"{NUM_BAD} images could not be read" in (study / "report.md").read_text()
