@@ -14,6 +14,9 @@ from patchcert.geometry.affected import AffectedViews, ListedViews
 from patchcert.geometry.patches import Patch
 from patchcert.geometry.sizes import Size
 
+# Fields that say where views start, not what they are.
+_OF_STARTS = {"stride", "domain"}
+
 
 class ViewSet(ABC):
     """All views of an image, in a fixed order; concrete sets are frozen dataclasses, equal by value.
@@ -98,6 +101,14 @@ class ViewSet(ABC):
         """Return kind and every field as JSON values; ``view_set_from_identity`` makes an equal view set of it."""
         fields = {f.name: _json_value(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {"kind": self.kind, **fields}
+
+    def differs_only_in_starts(self, other: "ViewSet") -> bool:
+        """Return whether a view of one set is a view of the other but for where it lies: same kind, images and size.
+
+        A base classifier of one of them can read the views of the other.
+        """
+        one, another = self.identity(), other.identity()
+        return all(one.get(key) == another.get(key) for key in (one.keys() | another.keys()) - _OF_STARTS)
 
     @abstractmethod
     def describe(self) -> str:

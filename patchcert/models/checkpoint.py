@@ -14,7 +14,8 @@ from patchcert.errors import CheckpointError, PatchcertError
 from patchcert.geometry import view_set_from_identity
 from patchcert.models.classifier import BaseClassifier
 from patchcert.models.config import ClassifierConfig
-from patchcert.models.networks import custom_code_digest
+from patchcert.models.networks import ONE_PASS_NETWORKS, custom_code_digest
+from patchcert.models.one_pass import reads_same_pixels
 
 _FORMAT = 1
 _CONFIG = "config.json"
@@ -75,7 +76,9 @@ def read_checkpoint_config(folder: Folder) -> dict[str, Any]:
             f"{folder} holds no checkpoint: {_CONFIG} is missing.\n  Train one:  patchcert train RECIPE"
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.\n  Train again or restore the folder.") from None
+        raise CheckpointError(
+            f"{path} cannot be read: {error}.\n  Restore the folder, or delete it and train again."
+        ) from None
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(
@@ -85,7 +88,7 @@ def read_checkpoint_config(folder: Folder) -> dict[str, Any]:
     if not _KEYS <= config.keys():
         raise CheckpointError(
             f"{path} is damaged: it lacks {', '.join(sorted(_KEYS - config.keys()))}.\n"
-            "  Train again or restore the folder."
+            "  Restore the folder, or delete it and train again."
         )
     return config
 
@@ -101,7 +104,8 @@ def load_checkpoint(
     Args:
         folder: a checkpoint folder.
         classifier: the expected network and encoding, or None to take the checkpoint's.
-        views: the expected view set, or None.
+        views: the view set to read, or None for that of the training. It may differ from it in the starts of its
+            views (stride, domain), where the network computes the same of each view.
         num_classes: the expected number of classes, or None.
 
     Returns:
@@ -110,24 +114,14 @@ def load_checkpoint(
     Raises:
         CheckpointError: missing, damaged, or made for another network, encoding, view set or class count.
     """
-    config = read_checkpoint_config(folder)
-    weights_name = str(config.get("weights", _UNNAMED_WEIGHTS))
-    try:
-        raw = folder.read(weights_name)
-    except (OSError, PatchcertError) as error:
-        raise CheckpointError(
-            f"{folder}/{weights_name} cannot be read: {error}.\n  Restore it or train again."
-        ) from None
-    if _digest(config, raw) != config["digest"]:
-        raise CheckpointError(
-            f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
-            f"{str(config['digest'])[:12]} in {_CONFIG}.\n  Restore the folder or train again."
-        )
+    config, raw = _read_whole(folder)
     try:
         made_with = ClassifierConfig.from_json(config["classifier"])
         made_views = view_set_from_identity(config["views"])
     except (PatchcertError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/{_CONFIG} is damaged: {error}.\n  Train again.") from None
+        raise CheckpointError(
+            f"{folder}/{_CONFIG} is damaged: {error}.\n  Restore the folder, or delete it and train again."
+        ) from None
     if classifier is not None and classifier.to_json() != made_with.to_json():
         differing = [key for key, value in classifier.to_json().items() if made_with.to_json()[key] != value]
         details = "; ".join(
@@ -136,7 +130,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{folder} holds another model: {details}.\n  Train the one asked for:  patchcert train RECIPE"
         )
-    if views is not None and views != made_views:
+    if views is not None and not _fits(made_with, made_views, views):
         raise CheckpointError(
             f"{folder} was trained on {made_views.describe()}, but {views.describe()} are asked for.\n"
             "  Train a model for these views:  patchcert train RECIPE, with the same overrides"
@@ -158,12 +152,57 @@ def load_checkpoint(
             f"{str(config['network_code'])[:12]} then, {str(code)[:12]} now.\n"
             "  Restore that code, or train again:  patchcert train RECIPE"
         )
-    model = BaseClassifier(made_with, made_views, config["image_channels"], config["num_classes"])
+    model = BaseClassifier(
+        made_with, made_views if views is None else views, config["image_channels"], config["num_classes"]
+    )
     try:
         model.load_state_dict(safetensors.torch.load(raw))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: weights do not fit the network {made_with.network!r}: {error}") from None
     return model.eval()
+
+
+def _fits(classifier: ClassifierConfig, made_views: Any, views: Any) -> bool:
+    """Whether a base classifier for ``made_views`` computes the same of each of these views."""
+    if views == made_views:
+        return True
+    if not views.differs_only_in_starts(made_views):
+        return False
+    if classifier.network not in ONE_PASS_NETWORKS:
+        return True
+    axes = ((views.row_axis, made_views.row_axis), (views.column_axis, made_views.column_axis))
+    return all(reads_same_pixels(one.length, one.stride, made.stride) for one, made in axes)
+
+
+def verify_checkpoint(folder: Folder) -> str:
+    """Compares a checkpoint's bytes with its digest; no network is built.
+
+    Returns:
+        The checkpoint's digest.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    config, _ = _read_whole(folder)
+    return str(config["digest"])
+
+
+def _read_whole(folder: Folder) -> tuple[dict[str, Any], bytes]:
+    """config.json and the bytes of the weights, which have the digest that it names."""
+    config = read_checkpoint_config(folder)
+    weights_name = str(config.get("weights", _UNNAMED_WEIGHTS))
+    try:
+        raw = folder.read(weights_name)
+    except (OSError, PatchcertError) as error:
+        raise CheckpointError(
+            f"{folder}/{weights_name} cannot be read: {error}.\n  Restore it, or delete the folder and train again."
+        ) from None
+    if _digest(config, raw) != config["digest"]:
+        raise CheckpointError(
+            f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
+            f"{str(config['digest'])[:12]} in {_CONFIG}.\n  Restore the folder, or delete it and train again."
+        )
+    return config, raw
 
 
 def _digest(config: dict[str, Any], weights: bytes) -> str:

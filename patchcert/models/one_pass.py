@@ -74,6 +74,24 @@ def span_layers(length: int, start_stride: int) -> list[SpanLayer]:
     return layers
 
 
+def reads_same_pixels(length: int, one_stride: int, other_stride: int) -> bool:
+    """Whether plans for two distances of starts combine the same pixels of a window, so that weights fit both.
+
+    True for short windows, where the distance acts in the last layer alone; in longer ones positions that are dropped
+    on the way can move taps.
+    """
+    return _taps(span_layers(length, one_stride)) == _taps(span_layers(length, other_stride))
+
+
+def _taps(layers: list[SpanLayer]) -> list[tuple[int, int]]:
+    """Number and distance, in pixels, of the taps of each layer."""
+    taps, step = [], 1
+    for layer in layers:
+        taps.append((layer.kernel, layer.dilation * step if layer.kernel > 1 else 0))
+        step *= layer.stride
+    return taps
+
+
 def paired(rows: list[SpanLayer], columns: list[SpanLayer]) -> list[tuple[SpanLayer, SpanLayer]]:
     """Plans of both axes layer by layer; the shorter one is filled up with layers that span nothing."""
     return list(zip_longest(rows, columns, fillvalue=SpanLayer()))
