@@ -193,14 +193,13 @@ def training_run(config: TrackingConfig, workspace: Workspace, recipe: Any, data
         return tracker, run_id
 
     def find() -> "tuple[Tracker, str] | None":
-        uri = tracking_uri(config.uri, workspace.folder)
-        database = _database_path(uri)
-        if database is not None and not database.exists():
-            return None
-        tracker = Tracker(uri)
-        experiment = tracker.client.get_experiment_by_name(name)
-        run_id = experiment and tracker.find_run(experiment.experiment_id, _TRAINING_KEY, key, only_unfinished=True)
-        return (tracker, run_id) if run_id else None
+        tracker = Tracker(tracking_uri(config.uri, workspace.folder))
+        if (experiment := tracker.client.get_experiment_by_name(name)) is not None:
+            if run_id := tracker.find_run(experiment.experiment_id, _TRAINING_KEY, key, only_unfinished=True):
+                return tracker, run_id
+            if tracker.find_run(experiment.experiment_id, _TRAINING_KEY, key):
+                return None
+        return begin()
 
     is_off = config.mode == "off"
     return TrainingRun(
@@ -227,7 +226,7 @@ class TrainingRun:
             name: of the recipe; the checkpoint is filed under it.
             strict: whether a failure ends in TrackingError (from ``finish``) instead of one warning.
             say: takes that warning.
-            find: finds the run of an earlier, unfinished try, or None.
+            find: finds the unfinished run of an earlier try, or begins one where none was recorded; None: all is there.
         """
         self._begin, self._name, self._strict, self._say, self._find = begin, name, strict, say, find
         self._tasks: queue.Queue[Callable[[Tracker, str], None] | None] = queue.Queue()
@@ -248,7 +247,8 @@ class TrainingRun:
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], checkpoint: Any = None) -> None:
         """Ends the record, after what was handed over.
 
-        Where no epoch was left to train, what is ended is the record of a try that was killed after its last epoch.
+        Where no epoch was left to train, this ends the record of the try that trained it: one that was killed on its
+        way, or that no tracker took, of which the figures of the last epoch are known.
 
         Args:
             status: how the training ended.
@@ -281,10 +281,14 @@ class TrainingRun:
         status: Literal["FINISHED", "FAILED", "KILLED"],
         made: Any,
     ) -> None:
-        """Ends the record of a killed try; where the tracker is away nothing new is lost, so nothing is said."""
+        """Ends the record of another try; where the tracker is away nothing new is lost, so nothing is said."""
         with _forgiving(self._strict, lambda _: None, f"the training of {self._name} was not recorded", None):
             if (found := find()) is not None:
                 tracker, run_id = found
+                run = tracker.client.get_run(run_id)
+                last = json.loads(made.folder.read("config.json")).get("provenance", {}).get("last_epoch")
+                if last and not run.data.metrics:
+                    tracker.log_metrics(run_id, last, step=int(last["epoch"]), timestamp=run.info.start_time)
                 tracker.log_checkpoint(run_id, self._name, made.folder, made.digest)
                 tracker.client.set_terminated(run_id, status)
 

@@ -289,13 +289,21 @@ def test_the_record_of_a_try_killed_after_its_last_epoch_is_finished_by_the_next
     assert len(client.list_logged_model_artifacts(logged.model_id)) == 2
 
 
-def test_a_finished_training_makes_no_store_and_needs_no_tracker(tmp_path):
-    workspace, model = Workspace(str(tmp_path / "work")), checkpoint_in(tmp_path / "model")
-    training_run(TrackingConfig(mode="strict"), workspace, RECIPE, DATASET, print).finish("FINISHED", model)
-    assert not (tmp_path / "work").exists()
-    said = []
+def test_a_model_that_no_tracker_took_is_recorded_once_when_it_is_there_again(workspace, client, tmp_path):
+    model, said = checkpoint_in(tmp_path / "model"), []
+    last = {"epoch": 2, "loss": 0.5}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"provenance": {"last_epoch": last}}))
     training_run(TrackingConfig(uri=DEAD), workspace, RECIPE, DATASET, said.append).finish("FINISHED", model)
     assert said == []
+    with pytest.raises(TrackingError, match="does not answer"):
+        strict = TrackingConfig(uri=DEAD, mode="strict")
+        training_run(strict, workspace, RECIPE, DATASET, print).finish("FINISHED", model)
+    for _ in range(2):
+        training_run(TrackingConfig(mode="strict"), workspace, RECIPE, DATASET, print).finish("FINISHED", model)
+    experiment = client.get_experiment_by_name("patchcert/digits/train").experiment_id
+    (stored,) = client.search_runs([experiment])
+    assert stored.info.status == "FINISHED" and history(client, stored.info.run_id, "loss") == [(2, 0.5)]
+    assert len(client.search_logged_models([experiment])) == 1
 
 
 def test_training_without_a_tracker_warns_once_and_goes_on(workspace):
