@@ -78,7 +78,7 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
         The ``ray`` module.
 
     Raises:
-        ResourceError: the cluster cannot be reached.
+        ResourceError: the cluster cannot be reached, or a Ray of our own does not start (in time).
     """
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     set_environment(embedded=address == "local", verbose=verbose)
@@ -97,17 +97,36 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
         with _quiet_stderr(not verbose), warnings.catch_warnings():
             warnings.simplefilter("ignore" if not verbose else "default")
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ResourceError(
-            f"cannot connect to Ray at {address}: {str(error).splitlines()[0]}\n"
-            "  Start a cluster (ray start --head), or leave --resources.address and RAY_ADDRESS unset."
-        ) from None
+    except Exception as error:
+        if not _is_failed_start(error, ray):
+            raise
+        raise _start_error(address, error) from None
     _calm_ray_data(verbose)
     try:
         yield ray
     finally:
         with _quiet_stderr(not verbose):
             ray.shutdown()
+
+
+def _is_failed_start(error: Exception, ray: Any) -> bool:
+    """Whether Ray found no cluster or could not start one; a node that starts too slowly is a bare ``Exception``."""
+    expected = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
+    return isinstance(error, expected) or type(error) is Exception
+
+
+def _start_error(address: str, error: Exception) -> ResourceError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if address == "local":
+        return ResourceError(
+            f"cannot start Ray on this machine: {reason}\n"
+            "  It may be too busy, or short of memory or of disk space for RAY_TMPDIR (unset: /tmp). Mend that and "
+            "repeat the same command, which keeps what is there; or join a running cluster: --resources.address ADDRESS"
+        )
+    return ResourceError(
+        f"cannot connect to Ray at {address}: {reason}\n"
+        "  Start a cluster (ray start --head), or leave --resources.address and RAY_ADDRESS unset."
+    )
 
 
 def worker_share(

@@ -1,7 +1,10 @@
 """A recipe and its prepared images in, a trained checkpoint out: Ray Train around the training loop."""
 
+import contextlib
 import dataclasses
+import json
 import os
+import pickle
 import tempfile
 import threading
 import time
@@ -16,8 +19,8 @@ from ray.util.queue import Empty, Queue
 
 from patchcert.data import PreparedDataset
 from patchcert.data.storage import Folder
-from patchcert.errors import PatchcertError, TrainingError
-from patchcert.models.checkpoint import initial_classifier, read_checkpoint_config, save_checkpoint
+from patchcert.errors import CheckpointError, PatchcertError, TrainingError
+from patchcert.models.checkpoint import initial_classifier, save_checkpoint, verify_checkpoint
 from patchcert.models.config import ClassifierConfig
 from patchcert.stages.cluster import thread_variables, worker_share
 from patchcert.stages.resources import Resources
@@ -27,6 +30,8 @@ from patchcert.training.loop import Trainer, view_accuracy
 from patchcert.workspace import Workspace, canonical_settings, settings_key
 
 _STATE = "state.pt"
+# Ray's list of the checkpoints of a run, and how it names them.
+_INDEX, _CHECKPOINTS = "checkpoint_manager_snapshot.json", "checkpoint_"
 _VALIDATION_IMAGES = 1000
 _VALIDATION_VIEWS = 4
 
@@ -45,6 +50,7 @@ class TrainJob:
         train_folder: prepared split to learn from.
         validation_folder: prepared split whose view accuracy is reported each epoch, or None.
         num_cpus: torch threads of a worker on CPUs.
+        unlisted: a saved state that Ray's list of checkpoints lacks, to continue from where the list is empty; or None.
     """
 
     key: str
@@ -54,6 +60,7 @@ class TrainJob:
     train_folder: str
     validation_folder: str | None
     num_cpus: int
+    unlisted: ray.train.Checkpoint | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,8 @@ def train(
         on_epoch: called in this process with (epoch number, figures) after each epoch.
 
     Raises:
-        TrainingError: the loss diverged, or workers failed more often than allowed.
+        CheckpointError: the finished model is damaged.
+        TrainingError: the loss diverged, a saved state cannot be read, or workers failed more often than allowed.
         ResourceError: the hardware asked for is not there.
     """
     dataset = datasets[recipe.training.split]
@@ -105,8 +113,8 @@ def train(
     key = training_key(recipe, dataset, share.num_workers)
     models = workspace.models(recipe.name)
     if resume and models.folder(key).exists("config.json"):
+        digest = _digest_of_whole(models.folder(key))
         workspace.name_latest_model(recipe.name, key)
-        digest = read_checkpoint_config(models.folder(key))["digest"]
         return TrainedModel(folder=models.folder(key), digest=digest, epochs=[], reused=True)
     run_name = f"{recipe.name}-{key}" + ("" if resume else f"-{int(time.time())}")
     job = TrainJob(
@@ -117,6 +125,7 @@ def train(
         train_folder=str(dataset.folder),
         validation_folder=str(validation.folder) if validation is not None and validation.num_rows else None,
         num_cpus=share.num_cpus,
+        unlisted=_unlisted_state(workspace.folder.folder(f"training/{run_name}"), key),
     )
     board = Queue(actor_options={"num_cpus": 0})
     trainer = ray.train.torch.TorchTrainer(
@@ -143,10 +152,10 @@ def train(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _user_error(error, run_name) from error
-    if result.checkpoint is None:
+    checkpoint = result.checkpoint or job.unlisted
+    if checkpoint is None:
         raise TrainingError(f"training {run_name} ended without a checkpoint.\n  Repeat the same command.")
-    with result.checkpoint.as_directory() as directory:
-        state = _load_state(os.path.join(directory, _STATE), key)
+    state = _load_state(checkpoint, key)
     classifier = initial_classifier(
         recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
     )
@@ -158,6 +167,8 @@ def train(
         "dataset": {"name": dataset.name, "split": dataset.split, "digest": dataset.digest},
         "class_names": list(dataset.class_names),
         "workers": share.num_workers,
+        "cpus_per_worker": share.num_cpus,
+        "device": "cuda" if share.num_gpus else "cpu",
         "last_epoch": epochs[-1] if epochs else None,
     }
     folder = models.folder(key)
@@ -174,7 +185,11 @@ def find_model(recipe: Any, dataset: PreparedDataset, workspace: Workspace, reso
 
 
 def training_key(recipe: Any, dataset: PreparedDataset, num_workers: int) -> str:
-    """Fingerprint of everything that changes the trained weights."""
+    """Fingerprint of everything that changes the trained weights.
+
+    Their last digits also follow the device and the CPUs of a worker, because sums are split among threads; a run that
+    is resumed with the same gives the same weights, bit by bit. Both stand in the checkpoint's provenance.
+    """
     return settings_key(
         recipe.views.identity(),
         recipe.classifier.to_json() | {"pretrained": recipe.classifier.pretrained},
@@ -199,10 +214,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     parallel = ray.train.torch.prepare_model(classifier) if world_size > 1 else None
     feed = open_feed(dataset, job.training, rank=rank, world_size=world_size)
     trainer = Trainer(classifier, job.training, feed, device, rank=rank, parallel=parallel)
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint = ray.train.get_checkpoint() or job.unlisted
     if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            trainer.load_state(_load_state(os.path.join(directory, _STATE), job.key))
+        trainer.load_state(_load_state(checkpoint, job.key))
     validation = _validation_batches(job) if rank == 0 else []
     while trainer.next_epoch < job.training.epochs:
         figures = trainer.run_epoch()
@@ -237,11 +251,56 @@ def _validation_batches(job: TrainJob) -> list[Any]:
     return batches[: max(1, rows // batch)]
 
 
-def _load_state(path: str, key: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state["key"] != key:
+def _digest_of_whole(folder: Folder) -> str:
+    """Digest of a finished model whose bytes still have it: else the damage would show at voting only."""
+    try:
+        return verify_checkpoint(folder)
+    except CheckpointError as error:
+        problem = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{problem}\n  Restore the folder, or delete it and repeat the same command: the model is written again "
+            "from the last saved training state, or trained again where that is gone."
+        ) from None
+
+
+def _unlisted_state(folder: Folder, key: str) -> ray.train.Checkpoint | None:
+    """The newest whole state of a run without a list of its checkpoints; None where there is a list, or no state.
+
+    Ray writes that list in place. A driver that is killed meanwhile leaves it cut off, and Ray refuses to start with
+    it; one that is killed before it leaves a state that Ray does not know.
+    """
+    if folder.exists(_INDEX):
+        try:
+            json.loads(folder.read(_INDEX))
+            return None
+        except ValueError:
+            folder.remove(_INDEX)
+    for name in reversed(folder.folders()):
+        if name.startswith(_CHECKPOINTS):
+            checkpoint = ray.train.Checkpoint(str(folder.folder(name)))
+            # One that was still being written is no loss: the one before it is whole.
+            with contextlib.suppress(TrainingError):
+                _load_state(checkpoint, key)
+                return checkpoint
+    return None
+
+
+def _load_state(checkpoint: ray.train.Checkpoint, key: str) -> dict[str, Any]:
+    with checkpoint.as_directory() as directory:
+        try:
+            state: dict[str, Any] = torch.load(os.path.join(directory, _STATE), map_location="cpu", weights_only=True)
+            found = state["key"]
+        except Exception as error:  # torch raises whatever its parts do, and advises to load what is not trusted
+            problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if isinstance(error, pickle.UnpicklingError):
+                problem = "it is damaged, or holds more than tensors and numbers, of which nothing was run"
+            raise TrainingError(
+                f"the saved training state {checkpoint.path}/{_STATE} cannot be read: {problem}.\n"
+                "  Restore the file, or start over:  --no-resume"
+            ) from None
+    if found != key:
         raise TrainingError(
-            f"the saved training state belongs to run {state['key']}, not to {key}.\n  Start over:  --no-resume"
+            f"the saved training state belongs to run {found}, not to {key}.\n  Start over:  --no-resume"
         )
     return state
 

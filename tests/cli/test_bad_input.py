@@ -95,6 +95,13 @@ def test_folder_that_cannot_be_written_is_one_line(patchcert):
     )
 
 
+def test_ray_that_cannot_start_is_one_line(patchcert):
+    error = patchcert.fails("train", "column4-digits", *SMALL, env={"RAY_TMPDIR": "/dev/null/ray"})
+    assert "ResourceError: cannot start Ray on this machine: " in error and "Not a directory" in error
+    assert "disk space for RAY_TMPDIR" in error
+    assert not (patchcert.folder / "work" / "models").exists()
+
+
 def test_gpu_that_is_not_there_is_refused(patchcert):
     if os.path.exists("/proc/driver/nvidia"):
         pytest.skip("this machine has a GPU")

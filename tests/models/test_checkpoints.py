@@ -275,7 +275,7 @@ class TestDamage:
 
     def test_weights_are_gone(self, saved):
         saved.remove(weights_of(saved))
-        self.refuses(saved, r"weights-\w{12}.safetensors cannot be read: .*\n  Restore it or train again")
+        self.refuses(saved, r"weights-\w{12}.safetensors cannot be read: .*\n  Restore it, or delete the folder")
 
     def test_weights_named_outside_the_folder(self, saved, tmp_path):
         config = json.loads(saved.read("config.json"))
@@ -286,7 +286,7 @@ class TestDamage:
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"\0" * 100])
     def test_config_is_no_json(self, saved, content):
         saved.write("config.json", content)
-        self.refuses(saved, r"config.json cannot be read: .*\n  Train again or restore")
+        self.refuses(saved, r"config.json cannot be read: .*\n  Restore the folder")
 
     @pytest.mark.parametrize("content", [b"[]", b"3", b'{"format": 2}', b"{}"])
     def test_config_has_another_format(self, saved, content):

@@ -1,9 +1,13 @@
 import dataclasses
+import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 
-from patchcert.errors import TrainingError
+from patchcert.errors import CheckpointError, TrainingError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.stages.resources import Resources
 from patchcert.workspace import Workspace
@@ -44,6 +48,86 @@ def test_second_call_takes_the_finished_model(trained, small_recipe, prepared):
     workspace, model, _ = trained
     again = train(small_recipe, prepared, workspace, ONE_CPU)
     assert again.reused and again.digest == model.digest
+
+
+@pytest.mark.parametrize("what", ["weights", "config.json"])
+def test_damaged_model_is_noticed_and_written_again_once_deleted(trained, small_recipe, prepared, workspace, what):
+    from patchcert.stages.train import train
+
+    finished, model, _ = trained
+    shutil.copytree(finished.folder.path(), workspace.folder.path())
+    folder = workspace.models(small_recipe.name).folder(model.folder.path().rpartition("/")[2])
+    name = read_checkpoint_config(folder)["weights"] if what == "weights" else what
+    whole = folder.read(name)
+    folder.write(name, whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"\n  Restore the folder, or delete it and repeat the same command"):
+        train(small_recipe, prepared, workspace, ONE_CPU)
+    shutil.rmtree(folder.path())
+    again = train(small_recipe, prepared, workspace, ONE_CPU)
+    assert again.digest == model.digest and again.epochs == [] and not again.reused
+
+
+@pytest.mark.parametrize("epochs_left", [0, 1])
+def test_run_whose_list_of_checkpoints_was_cut_off_goes_on(trained, small_recipe, prepared, workspace, epochs_left):
+    """Ray writes the list in place, so a driver may die in the middle of it."""
+    from patchcert.stages.train import train
+
+    finished, model, _ = trained
+    shutil.copytree(finished.folder.path("training"), workspace.folder.path("training"))
+    (run,) = Path(workspace.folder.path("training")).iterdir()
+    index = run / "checkpoint_manager_snapshot.json"
+    index.write_bytes(index.read_bytes()[:50])
+    newest = sorted(run.glob("checkpoint_*/state.pt"))[-1]
+    if epochs_left:
+        newest.write_bytes(newest.read_bytes()[:1000])
+    again = train(small_recipe, prepared, workspace, ONE_CPU)
+    assert again.digest == model.digest and len(again.epochs) == epochs_left
+
+
+class Harmful:
+    """What a pickle may hold: a call that is made while it is read."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("code of a saved state was run",))
+
+
+def _pickle(state, path):
+    path.write_bytes(pickle.dumps(Harmful()))
+
+
+def _cut(state, path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _other_content(state, path):
+    torch.save(list(state), path)
+
+
+def _of_another_run(state, path):
+    torch.save(state | {"key": "0123abcd"}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_pickle, r"state.pt cannot be read: it is damaged, or holds more than tensors and numbers"),
+        (_cut, r"state.pt cannot be read: RuntimeError: "),
+        (_other_content, r"state.pt cannot be read: TypeError: "),
+        (lambda state, path: path.unlink(), r"state.pt cannot be read: FileNotFoundError: "),
+        (_of_another_run, r"belongs to run 0123abcd, not to fedc4567"),
+    ],
+)
+def test_saved_state_that_cannot_be_used_is_refused_with_the_way_out(tmp_path, damage, problem):
+    from ray.train import Checkpoint
+
+    from patchcert.stages.train import _load_state
+
+    state = {"classifier": {"weight": torch.ones(40)}, "next_epoch": 2, "key": "fedc4567"}
+    torch.save(state, tmp_path / "state.pt")
+    assert _load_state(Checkpoint(str(tmp_path)), "fedc4567")["next_epoch"] == 2
+    damage(state, tmp_path / "state.pt")
+    with pytest.raises(TrainingError, match=f"{problem}.*\n  .*--no-resume"):
+        _load_state(Checkpoint(str(tmp_path)), "fedc4567")
 
 
 def test_run_that_dies_after_an_epoch_continues_to_the_same_weights(
