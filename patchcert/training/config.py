@@ -36,8 +36,9 @@ class TrainingConfig:
     """Share of the run in which one_cycle rises."""
     milestones: tuple[float, ...] = (150 / 350, 250 / 350)
     """Shares of the run after which the steps schedule multiplies the rate by 0.1."""
-    augmentation: Literal["none", "shift", "shift_flip"] = "none"
-    """shift: random translation with zeros outside; shift_flip: and a random mirror image."""
+    augmentation: Literal["none", "shift", "shift_flip", "trivial_augment"] = "none"
+    """shift: random translation with zeros outside; shift_flip: and a random mirror image; trivial_augment: and one
+    random operation on colours or geometry (TrivialAugment, Mueller & Hutter 2021), against overfitting."""
     shift_pixels: int = 4
     """Largest translation of the augmentation, in pixels."""
     objective: Literal["cross_entropy", "certified_margin"] = "cross_entropy"

@@ -77,7 +77,7 @@ def test_shifts_beyond_the_image():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["none", "shift", "shift_flip"])
+@pytest.mark.parametrize("kind", ["none", "shift", "shift_flip", "trivial_augment"])
 def test_images_are_not_written_to_and_the_generator_decides(kind, channels):
     batch = images(5, channels)
     before = batch.clone()
@@ -86,3 +86,22 @@ def test_images_are_not_written_to_and_the_generator_decides(kind, channels):
     assert batch._version == 0
     assert torch.equal(one, same)
     assert kind == "none" or not torch.equal(one, other)
+
+
+def test_trivial_augment_changes_most_images_after_the_move_and_each_its_own_way():
+    batch = images(1, height=12, width=12).expand(300, -1, -1, -1)
+    moved = augmented(batch, augmentation="shift_flip", shift_pixels=1)
+    changed = augmented(batch, augmentation="trivial_augment", shift_pixels=1)
+    assert changed.dtype == torch.uint8 and changed.shape == batch.shape
+    same = (changed == moved).flatten(1).all(dim=1)
+    # The identity is one of 14 operations, and some others have a strength without effect.
+    assert 10 < same.sum() < 150
+    assert len({one.numpy().tobytes() for one in changed}) > 100
+
+
+def test_trivial_augment_leaves_the_random_state_of_others_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    augmented(images(4), augmentation="trivial_augment")
+    assert torch.equal(torch.rand(3), expected)
