@@ -1,12 +1,12 @@
-"""How the vote stage scales: one and two workers, the driver's cost of 5,000 parts, and a simulation of 1 to 100 nodes.
+"""How the vote stage scales: workers, memory, the driver's cost of 5,000 parts, and a simulation of 1 to 100 nodes.
 
-Start: python benchmarks/scaling.py                    (all of it, about 5 minutes on two free cores)
+Start: python benchmarks/scaling.py                    (all of it, about 12 minutes on two free cores)
        python benchmarks/scaling.py --pieces driver simulation
 Result: benchmarks/results/scaling.json; a piece that is not asked for keeps its old figures
 Stop: Ctrl-C; finished pieces are kept.
 
-The machine may be shared: efficiency is counted in processor time of the whole process tree, which a busy neighbour
-hardly changes, and the wall clock and the load average stand beside it.
+Efficiency by the wall clock is only worth reading from a machine that does nothing else: ``cores_of_others`` says what
+it did. By processor time it is the work of the whole process tree on an image, and the time that actors were at work.
 """
 
 import os
@@ -14,9 +14,11 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import dataclasses
+import functools
 import heapq
 import json
 import math
+import multiprocessing
 import resource
 import tempfile
 import time
@@ -25,11 +27,11 @@ from typing import Any
 
 import numpy as np
 import tyro
+from framework_cost import Clock, is_actor, loop, noise_dataset, process_tree, start_model
 
-from patchcert.data import prepare
 from patchcert.data.storage import Folder
 from patchcert.geometry import BandViews, CropViews
-from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+from patchcert.models.checkpoint import initial_classifier
 from patchcert.models.config import ClassifierConfig
 from patchcert.provenance import environment
 from patchcert.recipes import find_recipe
@@ -49,85 +51,164 @@ IMAGENET_IMAGES = 50_000
 class Settings:
     """What to measure."""
 
-    pieces: tuple[str, ...] = ("efficiency", "driver", "rates", "simulation")
-    """efficiency, driver, rates, simulation."""
-    images: int = 500
+    pieces: tuple[str, ...] = ("efficiency", "memory", "driver", "rates", "simulation")
+    """efficiency, memory, driver, rates, simulation."""
+    images: int = 4_000
     """Images of the efficiency runs."""
-    width: float = 0.5
+    images_per_part: int = 50
+    """Images of a part of the efficiency runs."""
+    width: float = 0.25
     """Width of the network of the efficiency runs: wider means more computing a part."""
     stub_parts: int = STUB_PARTS
     """Parts of the driver's piece."""
 
 
-def tree_seconds() -> float:
-    """Processor time of this process and of everything it has started and not yet buried."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    parents, used = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        process = int(stat.parent.name)
-        parents[process], used[process] = int(fields[1]), sum(map(int, fields[11:15])) / ticks
-
-    def is_ours(process: int) -> bool:
-        while process > 1 and process != os.getpid():
-            process = parents.get(process, 0)
-        return process == os.getpid()
-
-    return sum(seconds for process, seconds in used.items() if is_ours(process))
-
-
 def measure_efficiency(settings: Settings) -> dict[str, Any]:
-    """Processor seconds an image: by a plain loop in this process, and by the stage with one and with two workers."""
-    import torch
+    """Images a second of one and of two workers, and what one and two plain loops reach without any framework."""
+    recipe = find_recipe("column4-cifar10")
+    recipe = dataclasses.replace(recipe, classifier=dataclasses.replace(recipe.classifier, width=settings.width))
+    resources = Resources(images_per_part=settings.images_per_part)
+    result: dict[str, Any] = {
+        "recipe": f"column4-cifar10, resnet18-small of width {settings.width:g}",
+        "views": recipe.views.num_views,
+        "images_per_part": settings.images_per_part,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        dataset = noise_dataset(settings.images, recipe, folder)
+        model = start_model(recipe, dataset, folder / "model")
+        for count in (1, 2):
+            # Two loops do twice the images, so that all runs take equally long.
+            run = functools.partial(_loop, recipe, dataset, model, folder, settings.images_per_part)
+            with multiprocessing.get_context("spawn").Pool(count) as pool:
+                rates = pool.map(run, [f"loop-{count}-{index}" for index in range(count)], chunksize=1)
+            result[f"loops_{count}"] = {
+                "images_per_second": sum(1e3 / rate["wall_ms_per_image"] for rate in rates),
+                "cpu_ms_per_image": float(np.mean([rate["cpu_ms_per_image"] for rate in rates])),
+                "cores_of_others": float(np.mean([rate["cores_of_others"] for rate in rates])) - count + 1,
+            }
+        with connected(resources):
+            for workers in (1, 2):
+                share = dataclasses.replace(resources, workers=workers)
+                result[f"workers_{workers}"] = _steady(recipe, dataset, model, folder / f"{workers}", share)
+    for kind in ("loops", "workers"):
+        one, two = (result[f"{kind}_{count}"]["images_per_second"] for count in (1, 2))
+        result[f"efficiency_of_2_{kind}"] = two / one / 2
+    one, two = (result[f"workers_{count}"]["seconds_in_all"] for count in (1, 2))
+    result["efficiency_of_2_workers_in_all"] = one / two / 2
+    # What a busy neighbour hardly changes: work of the whole process tree on an image, and whether actors ever wait.
+    for count in (1, 2):
+        found = result[f"workers_{count}"]
+        found["cpu_of_loops"] = result["loops_1"]["cpu_ms_per_image"] / found["cpu_ms_per_image"]
+        found["efficiency_by_processor_time"] = found["cpu_of_loops"] * min(1.0, found["share_of_time_at_work"])
+    return result
 
-    from patchcert.prediction.scoring import score_views
+
+def _loop(recipe: Any, dataset: Any, model: Folder, folder: Path, images_per_part: int, name: str) -> dict[str, Any]:
+    return loop(recipe, dataset, model, folder / name, images_per_part)
+
+
+def _steady(recipe: Any, dataset: Any, model: Folder, work: Path, resources: Resources) -> dict[str, Any]:
+    """Rates while all workers have something to do: without the first parts of all and the last ones."""
     from patchcert.stages.vote import VoteProgress, vote
 
-    torch.set_num_threads(1)
-    recipe = find_recipe("column4-digits")
-    recipe = dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(recipe.data, limit=settings.images),
-        classifier=dataclasses.replace(recipe.classifier, width=settings.width),
-    )
-    result: dict[str, Any] = {"images": settings.images, "views": recipe.views.num_views}
+    marks: list[Clock] = []
+    skipped, done, at_work = 2 * resources.workers, 0, 0.0
+
+    def mark(receipt: Receipt, progress: VoteProgress) -> None:
+        nonlocal done, at_work
+        done += receipt.part >= 0
+        if len(marks) == 1:
+            at_work += receipt.seconds
+        if done in (skipped, progress.num_parts - skipped):
+            marks.append(Clock.now(progress.images_done))
+
+    begun = time.perf_counter()
+    vote(recipe, dataset, model, Workspace(str(work)), resources, on_part=mark)
+    in_all = time.perf_counter() - begun
+    first, last = marks[0], marks[-1]
+    return {
+        **first.until(last),
+        "images_per_second": (last.images - first.images) / (last.wall - first.wall),
+        "share_of_time_at_work": at_work / (last.wall - first.wall) / resources.workers,
+        "seconds_in_all": in_all,
+        "seconds_until_steady": first.wall - begun,
+        "seconds_after": begun + in_all - last.wall,
+    }
+
+
+MEMORY_IMAGES = (500, 2_000, 8_000)
+MEMORY_CASES = {
+    "bandnet4-cifar10, one pass": ("bandnet4-cifar10", 0.25, ({}, {"chunk_views": 32}, {"chunk_views": 2048})),
+    "column4-cifar10, chunks of views": ("column4-cifar10", 0.0625, ({}, {"chunk_views": 64}, {"chunk_views": 512})),
+}
+
+
+def measure_memory(settings: Settings) -> dict[str, Any]:
+    """Most memory that the actor of a vote stage held: by images, by images of a part, by views of a chunk."""
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = prepare(recipe.data, recipe.views.image_size, scratch + "/data", splits=["test"])["test"]
-        classifier = initial_classifier(recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, 0)
-        model = Folder(scratch + "/model")
-        save_checkpoint(classifier, model, {})
-        images = dataset.read_all().images_NHWC
-        score_views(classifier.eval(), images[:20], recipe.prediction, torch.device("cpu"))
-        started = time.process_time()
-        score_views(classifier, images, recipe.prediction, torch.device("cpu"))
-        ideal = (time.process_time() - started) / len(images)
-        result["plain_loop_cpu_ms_per_image"] = 1e3 * ideal
+        folder = Path(scratch)
+        dataset = noise_dataset(MEMORY_IMAGES[-1], find_recipe("bandnet4-cifar10"), folder)
         with connected(Resources()):
-            for workers in (1, 2):
-                marks: list[tuple[float, float, int]] = []
-
-                def mark(receipt: Receipt, progress: VoteProgress, marks: list = marks) -> None:
-                    # Actors are up when the first part is ready, and begin to leave when few are left.
-                    if receipt.part >= 0 and progress.parts_done <= progress.num_parts - 4:
-                        marks.append((tree_seconds(), time.perf_counter(), progress.images_done))
-
-                resources = Resources(workers=workers, images_per_part=max(5, settings.images // 50))
-                vote(recipe, dataset, model, Workspace(f"{scratch}/{workers}"), resources, on_part=mark)
-                (cpu, wall, done), (cpu_end, wall_end, done_end) = marks[4], marks[-1]
-                per_image = (cpu_end - cpu) / (done_end - done)
-                result[f"workers_{workers}"] = {
-                    "cpu_ms_per_image": 1e3 * per_image,
-                    "efficiency": ideal / per_image,
-                    "wall_images_per_second": (done_end - done) / (wall_end - wall),
-                    "images_between_marks": done_end - done,
-                }
-    one, two = result["workers_1"], result["workers_2"]
-    result["efficiency_of_2_relative_to_1"] = one["cpu_ms_per_image"] / two["cpu_ms_per_image"]
-    result["wall_speedup_of_2"] = two["wall_images_per_second"] / one["wall_images_per_second"]
+            for case, (name, width, predictions) in MEMORY_CASES.items():
+                recipe = find_recipe(name)
+                recipe = dataclasses.replace(recipe, classifier=dataclasses.replace(recipe.classifier, width=width))
+                model = start_model(recipe, dataset, folder / name)
+                one_pass = recipe.training.views_per_image == 0
+                runs = [(num_images, 100, {}) for num_images in (MEMORY_IMAGES if one_pass else MEMORY_IMAGES[:2])]
+                runs += [(2_000, 1_000, {})] + [(500, 100, prediction) for prediction in predictions if prediction]
+                rows = []
+                for index, (num_images, images_per_part, prediction) in enumerate(runs):
+                    changed = dataclasses.replace(
+                        recipe, prediction=dataclasses.replace(recipe.prediction, **prediction)
+                    )
+                    rows.append(
+                        {
+                            "images": num_images,
+                            "images_per_part": images_per_part,
+                            "chunk_views": changed.prediction.chunk_views,
+                            "actor_peak_mebibytes": _actor_peak(
+                                changed,
+                                _first_rows(dataset, num_images),
+                                model,
+                                folder / f"{name}-{index}",
+                                Resources(workers=1, images_per_part=images_per_part),
+                            ),
+                        }
+                    )
+                    print(case, rows[-1], flush=True)
+                result[case] = rows
     return result
+
+
+def _first_rows(dataset: Any, num_rows: int) -> Any:
+    """The same files with fewer rows; the stage reads no others."""
+    return dataclasses.replace(dataset, num_rows=num_rows)
+
+
+def _actor_peak(recipe: Any, dataset: Any, model: Folder, work: Path, resources: Resources) -> float:
+    from patchcert.stages.vote import VoteProgress, vote
+
+    peaks: list[float] = []
+
+    def look(receipt: Receipt, progress: VoteProgress) -> None:
+        if progress.parts_done == progress.num_parts:
+            peaks.extend(filter(None, map(_peak_of_actor, process_tree())))
+
+    vote(recipe, dataset, model, Workspace(str(work)), resources, on_part=look)
+    return max(peaks)
+
+
+def _peak_of_actor(process: int) -> float:
+    """MiB that a process held at most (VmHWM), 0 when it is no actor of a vote stage."""
+    if not is_actor(process):
+        return 0.0
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 class StubWorker:
@@ -394,6 +475,8 @@ def main(settings: Settings) -> None:
         keep("rates", measure_rates(settings))
     if "efficiency" in settings.pieces:
         keep("efficiency", measure_efficiency(settings))
+    if "memory" in settings.pieces:
+        keep("memory", measure_memory(settings))
     if "driver" in settings.pieces:
         keep("driver", measure_driver(settings))
     if "simulation" in settings.pieces:
