@@ -17,7 +17,7 @@ test-slow: $(VENV)/installed
 
 # Kills actors, nodes, drivers and servers.
 test-chaos: $(VENV)/installed
-	PATCHCERT_CHAOS=1 $(BIN)/python -m pytest tests/chaos -v --timeout 900
+	PATCHCERT_CHAOS=1 $(BIN)/python -m pytest tests/chaos -v --timeout 2400
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

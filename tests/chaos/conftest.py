@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import os
 
+import numpy as np
 import pytest
 
 NUM_IMAGES, IMAGES_PER_PART = 300, 10
-_FAULTS = collections.Counter()
+_FAULTS, _AGAIN = collections.Counter(), collections.Counter()
 
 if os.environ.get("PATCHCERT_CHAOS") == "1":
     # Read when a cluster starts: a dead node is noticed after seconds instead of half a minute.
@@ -28,6 +29,8 @@ def pytest_terminal_summary(terminalreporter):
     if _FAULTS:
         words = ", ".join(f"{count} x {kind}" for kind, count in _FAULTS.items())
         terminalreporter.write_line(f"faults injected: {sum(_FAULTS.values())} ({words})")
+        words = ", ".join(f"{count} {unit}" for unit, count in _AGAIN.items())
+        terminalreporter.write_line(f"work begun more than once: {words}")
 
 
 @pytest.fixture
@@ -36,6 +39,17 @@ def fault():
 
     def count(kind):
         _FAULTS[kind] += 1
+
+    return count
+
+
+@pytest.fixture
+def lost():
+    """Counts work that was begun more than once, and checks that no fault cost more than one piece of it."""
+
+    def count(unit, num_pieces, num_faults):
+        _AGAIN[unit] += num_pieces
+        assert 0 <= num_pieces <= num_faults, f"{num_faults} faults cost {num_pieces} {unit}"
 
     return count
 
@@ -114,8 +128,15 @@ def undisturbed(tmp_path_factory, small_recipe, prepared, model_folder):
         assert not worker.compute({"part": part, "start": start, "stop": stop}).error
     from patchcert.data.storage import Folder
 
-    finish_table(Folder(str(folder)), identity, rows_of_parts)
+    table = finish_table(Folder(str(folder)), identity, rows_of_parts)
+    image_ids = np.concatenate([table.read_part(part).image_ids for part in range(table.num_parts)])
+    assert sorted(image_ids) == sorted(dataset.read_all().image_ids) and len(set(image_ids)) == NUM_IMAGES
     return table_bytes(folder)
+
+
+def stamps(folder):
+    """When each part of a table was written; a part that is written again has another stamp."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
 
 
 def table_bytes(folder):
