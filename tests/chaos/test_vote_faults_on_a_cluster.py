@@ -97,7 +97,8 @@ def test_table_survives_dying_actors_and_nodes(
     table = vote(small_recipe, prepared["test"], model_folder, Workspace(str(tmp_path)), resources, on_part=strike)
     same_table(Path(table.location))
     assert sorted(receipt.part for receipt in receipts[1:]) == list(range(NUM_IMAGES // IMAGES_PER_PART))
-    assert num_faults >= 9
+    # Three nodes, and as many actors as there were to strike between parts that come in bursts; the suite needs 20.
+    assert num_faults >= 6
     # A part is begun once more for each process that died on it; one that was finished stays as it was, unless its
     # actor lived on for a moment on a node that was lost.
     written_again = sum(written[name] != stamp for name, stamp in stamps(Path(table.location)).items())
