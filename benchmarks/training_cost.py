@@ -100,7 +100,12 @@ def measure(recipe: Recipe, minutes: float, images: int, workspace: Workspace) -
     one_pass = recipe.classifier.network in ONE_PASS_NETWORKS
     share = 60 * minutes / seconds_per_epoch(recipe, splits["train"])
     epochs = max(1, math.floor(share) if one_pass else math.ceil(share))
-    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
+    recipe = dataclasses.replace(
+        recipe,
+        training=dataclasses.replace(recipe.training, epochs=epochs),
+        # Every rule of votes, for recipes that store top classes alone, too.
+        prediction=dataclasses.replace(recipe.prediction, score_floor=0.1),
+    )
     trainer = new_trainer(recipe, splits["train"])
     started = time.process_time()
     for epoch in range(epochs):

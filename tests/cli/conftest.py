@@ -8,7 +8,7 @@ import pytest
 class CommandLine:
     """Runs ``patchcert`` as a user does: another process, its exit code, what it printed."""
 
-    def __init__(self, folder, patience=170):
+    def __init__(self, folder, patience=500):
         self.folder, self.patience = folder, patience
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PATCHCERT_")}
         self.environment |= {"PATCHCERT_WORK": str(folder / "work"), "MLFLOW_TRACKING_URI": "", "COLUMNS": "160"}
