@@ -8,6 +8,9 @@ import pytest
 
 from .conftest import CommandLine
 
+# A dozen commands, each of which starts Ray.
+pytestmark = pytest.mark.slow
+
 TINY = ("--data.limit", "60", "--data.validation-size", "20", "--classifier.width", "0.125", "--views.stride", "3")
 DRAWS = ("--variance.repeats", "20", "--variance.num-draws", "16", "32", "--variance.patches", "1x1", "2x2")
 

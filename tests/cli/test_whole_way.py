@@ -9,6 +9,7 @@ import sys
 import time
 
 import pyarrow.parquet as pq
+import pytest
 
 from .conftest import SMALL, CommandLine
 
@@ -81,6 +82,7 @@ def test_show_prints_what_a_folder_holds(finished):
     assert json.loads(finished("show", table)[0].split("\n", 1)[1])["identity"]["views"]["width"] == 4
 
 
+@pytest.mark.slow
 def test_vote_killed_in_the_middle_is_completed_to_the_same_bytes(finished, tmp_path):
     """kill -9 of the driver after the first part; the same command, with one actor, computes the rest."""
     command = CommandLine(tmp_path)

@@ -48,6 +48,7 @@ def test_sound_defenses_end_in_counting_and_placement(run, name):
     assert (answers["certified_accuracy"] <= answers["clean_accuracy"]).all()
 
 
+@pytest.mark.slow
 def test_sparse_ablation_ends_in_a_sampled_study_and_resumes_to_the_same_bytes(run, tmp_path, capsys):
     answers, table = run("run", "sparse40-digits", *SMALL, *SAMPLES)
     assert set(answers["certificate"]) == {"sampled"} and set(answers["guarantee"]) == {"probabilistic"}
