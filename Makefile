@@ -29,6 +29,8 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/prediction.py
 	$(BIN)/python benchmarks/variance.py
 	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/framework_cost.py
+	$(BIN)/python benchmarks/vit_bands.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
