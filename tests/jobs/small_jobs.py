@@ -1,7 +1,10 @@
 """Arguments of a job that is done in seconds, and ports for the cluster that it runs on."""
 
+import contextlib
 import ipaddress
 import socket
+
+import psutil
 
 SMALL = (
     "--data.limit", "60", "--data.validation-size", "20", "--classifier.width", "0.125", "--training.epochs", "1",
@@ -22,3 +25,13 @@ def is_loopback(address):
     """Whether only this machine reaches an address; IPv4 ones may be written as IPv6."""
     found = ipaddress.ip_address(address)
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
+def listening(process):
+    """Address of each door at which a process and its descendants wait; one that ends meanwhile has none."""
+    parent, found = psutil.Process(process), []
+    for one in (parent, *parent.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = one.net_connections(kind="inet")
+            found += [connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN]
+    return found

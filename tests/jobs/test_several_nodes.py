@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs.small_jobs import SMALL, free_port, is_loopback
+from jobs.small_jobs import SMALL, free_port, is_loopback, listening
 from ray.job_submission import JobSubmissionClient
 
 from patchcert.data.storage import Folder
@@ -81,15 +81,8 @@ def digests(folder):
 
 def test_the_cluster_has_three_nodes_which_listen_on_loopback_only(cluster):
     assert len(cluster["nodes"]) == 3
-    head = psutil.Process(cluster["process"])
-    listening = {
-        (process.name(), connection.laddr.ip)
-        for process in (head, *head.children(recursive=True))
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert len(listening) > 3
-    assert all(is_loopback(address) for _, address in listening), listening
+    addresses = listening(cluster["process"])
+    assert len(addresses) > 3 and all(map(is_loopback, addresses)), addresses
 
 
 def test_progress_is_readable_in_the_log_of_the_job(finished):
