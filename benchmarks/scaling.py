@@ -33,6 +33,7 @@ from patchcert.data.storage import Folder
 from patchcert.geometry import BandViews, CropViews
 from patchcert.models.checkpoint import initial_classifier
 from patchcert.models.config import ClassifierConfig
+from patchcert.models.networks import ONE_PASS_NETWORKS
 from patchcert.provenance import environment
 from patchcert.recipes import find_recipe
 from patchcert.stages.cluster import WorkerShare, connected
@@ -155,7 +156,7 @@ def measure_memory(settings: Settings) -> dict[str, Any]:
                 recipe = find_recipe(name)
                 recipe = dataclasses.replace(recipe, classifier=dataclasses.replace(recipe.classifier, width=width))
                 model = start_model(recipe, dataset, folder / name)
-                one_pass = recipe.training.views_per_image == 0
+                one_pass = recipe.classifier.network in ONE_PASS_NETWORKS
                 runs = [(num_images, 100, {}) for num_images in (MEMORY_IMAGES if one_pass else MEMORY_IMAGES[:2])]
                 runs += [(2_000, 1_000, {})] + [(500, 100, prediction) for prediction in predictions if prediction]
                 rows = []

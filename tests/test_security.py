@@ -210,7 +210,7 @@ class TestNothingListensBeyondLoopback:
         try:
             assert process.stdout.readline() == "ready\n"
             assert listening(process.pid), "Ray always listens somewhere"
-            assert all(is_loopback(address) for address in listening(process.pid))
+            assert all(is_loopback(address) for _, address in listening(process.pid))
         finally:
             process.communicate("", timeout=60)
 
@@ -228,7 +228,7 @@ class TestNothingListensBeyondLoopback:
             while not (found := listening(process.pid)):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
-            assert set(found) == {"127.0.0.1"}
+            assert {address for _, address in found} == {"127.0.0.1"}
         finally:
             os.killpg(process.pid, 9)
             process.wait()

@@ -28,10 +28,10 @@ def is_loopback(address):
 
 
 def listening(process):
-    """Address of each door at which a process and its descendants wait; one that ends meanwhile has none."""
-    parent, found = psutil.Process(process), []
+    """(name, address) of all doors at which a process and its descendants wait; one that ends meanwhile has none."""
+    parent, found = psutil.Process(process), set()
     for one in (parent, *parent.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
-            connections = one.net_connections(kind="inet")
-            found += [connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN]
+            doors = [door for door in one.net_connections(kind="inet") if door.status == psutil.CONN_LISTEN]
+            found |= {(one.name(), door.laddr.ip) for door in doors}
     return found

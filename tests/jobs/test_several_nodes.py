@@ -81,8 +81,8 @@ def digests(folder):
 
 def test_the_cluster_has_three_nodes_which_listen_on_loopback_only(cluster):
     assert len(cluster["nodes"]) == 3
-    addresses = listening(cluster["process"])
-    assert len(addresses) > 3 and all(map(is_loopback, addresses)), addresses
+    doors = listening(cluster["process"])
+    assert len(doors) > 3 and all(is_loopback(address) for _, address in doors), doors
 
 
 def test_progress_is_readable_in_the_log_of_the_job(finished):
