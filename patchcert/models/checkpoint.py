@@ -123,10 +123,8 @@ def load_checkpoint(
             f"{folder}/{_CONFIG} is damaged: {error}.\n  Restore the folder, or delete it and train again."
         ) from None
     if classifier is not None and classifier.to_json() != made_with.to_json():
-        differing = [key for key, value in classifier.to_json().items() if made_with.to_json()[key] != value]
-        details = "; ".join(
-            f"{key} {made_with.to_json()[key]!r}, asked {classifier.to_json()[key]!r}" for key in differing
-        )
+        found, asked = ({"members": 1} | config.to_json() for config in (made_with, classifier))
+        details = "; ".join(f"{key} {found[key]!r}, asked {asked[key]!r}" for key in asked if found[key] != asked[key])
         raise CheckpointError(
             f"{folder} holds another model: {details}.\n  Train the one asked for:  patchcert train RECIPE"
         )

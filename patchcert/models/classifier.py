@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from patchcert.errors import ModelError
+from patchcert.models.averaged import AveragedNetworks
 from patchcert.models.config import ClassifierConfig
 from patchcert.models.networks import build_network
 from patchcert.models.one_pass import OnePassNetwork
@@ -25,7 +26,7 @@ class BaseClassifier(nn.Module):
         num_classes: number of logits.
         cutter: cuts and encodes views on the device.
         network: module from views (B, C', h, w) to logits (B, num_classes); one that drops tokens reads images and
-            view numbers instead.
+            view numbers instead. Several members are one module that averages them.
     """
 
     def __init__(self, config: ClassifierConfig, views: Any, image_channels: int, num_classes: int) -> None:
@@ -50,16 +51,21 @@ class BaseClassifier(nn.Module):
     @property
     def one_pass(self) -> bool:
         """Whether the network has a way of its own to score all views of an image together."""
-        return isinstance(self.network, (OnePassNetwork, TokenDroppingTransformer))
+        return isinstance(self.members[0], (OnePassNetwork, TokenDroppingTransformer))
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The networks whose logits are averaged: one or more, of one shape."""
+        return list(self.network.members) if isinstance(self.network, AveragedNetworks) else [self.network]
 
     def some_views(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         """Scores n views of each image, each on its own; as ``forward``, of pixels that ``cutter.encode`` returned."""
-        if isinstance(self.network, TokenDroppingTransformer):
+        if isinstance(self.members[0], TokenDroppingTransformer):
             logits = self.network(pixels_BCHW, views_Bn)
         else:
             views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
             logits = self.network(views)
-        return logits.float().view(len(pixels_BCHW), views_Bn.shape[1], self.num_classes)
+        return logits.float().view(-1, views_Bn.shape[1], self.num_classes)
 
     def all_views(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Scores every view of each image together, for a network that is ``one_pass``.
@@ -70,10 +76,10 @@ class BaseClassifier(nn.Module):
         Returns:
             float32 logits (B, num_views, num_classes), those of each view alone.
         """
-        if isinstance(self.network, TokenDroppingTransformer):
+        if isinstance(self.members[0], TokenDroppingTransformer):
             return self.some_views(pixels_BCHW, self._every_view_1V(pixels_BCHW.device))
         continued = self.cutter.continued(pixels_BCHW).contiguous(memory_format=torch.channels_last)
-        return self.network(continued).float().view(len(pixels_BCHW), self.views.num_views, self.num_classes)
+        return self.network(continued).float().view(-1, self.views.num_views, self.num_classes)
 
     def _every_view_1V(self, device: torch.device) -> torch.Tensor:
         return torch.arange(self.views.num_views, device=device)[None]
@@ -86,7 +92,8 @@ class BaseClassifier(nn.Module):
             views_Bn: int64 (B, n), or (1, n) for the same views of each image; None: all views in order.
 
         Returns:
-            float32 logits (B, n, num_classes).
+            float32 logits (B, n, num_classes); of several members in training (members * B, n, num_classes), member
+            by member, because each learns on its own.
         """
         pixels_BCHW = self.cutter.encode(images_BCHW)
         if views_Bn is not None:

@@ -19,6 +19,9 @@ class ClassifierConfig:
     has no effect."""
     dropout: float = 0.0
     """Dropout before the last layer of patchcert's own networks but resnet18-small, in [0, 1)."""
+    members: int = 1
+    """Networks with start weights of their own whose logits are averaged: each costs what one costs, their mean is more
+    often right."""
     pretrained: bool = False
     """Start a torchvision network from its published weights (needs a network or a filled torch cache)."""
     encoding: EncodingConfig = dataclasses.field(default_factory=EncodingConfig)
@@ -30,6 +33,13 @@ class ClassifierConfig:
             raise ModelError(f"classifier: width multiplies the number of channels and must be > 0, not {self.width}.")
         if not 0 <= self.dropout < 1:
             raise ModelError(f"classifier: dropout must lie in [0, 1), not {self.dropout}.")
+        if self.members < 1:
+            raise ModelError(f"classifier: members is the number of networks and must be >= 1, not {self.members}.")
+        if self.members > 1 and self.pretrained:
+            raise ModelError(
+                f"classifier: {self.members} members that all start from the same pretrained weights are one network.\n"
+                "  Set --classifier.members 1 or --classifier.no-pretrained"
+            )
         if ":" in self.network and (self.width != 1.0 or self.dropout):
             raise ModelError(
                 f"classifier: width and dropout have no effect on {self.network!r} "
@@ -47,6 +57,8 @@ class ClassifierConfig:
             "width": self.width,
             "dropout": self.dropout,
             "encoding": self.encoding.to_json(),
+            # Only where there are several, so that what was trained as one network keeps its identity.
+            **({"members": self.members} if self.members > 1 else {}),
         }
 
     @classmethod
@@ -56,5 +68,6 @@ class ClassifierConfig:
             network=values["network"],
             width=values["width"],
             dropout=values["dropout"],
+            members=values.get("members", 1),
             encoding=EncodingConfig.from_json(values["encoding"]),
         )

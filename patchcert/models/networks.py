@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from patchcert.errors import ModelError
+from patchcert.models.averaged import AveragedNetworks
 from patchcert.models.band_network import band_network
 from patchcert.models.config import ClassifierConfig
 from patchcert.models.crop_network import crop_network
@@ -41,7 +42,7 @@ ONE_PASS_NETWORKS: dict[str, Callable[[ClassifierConfig, int, tuple[int, int], i
 def build_network(
     config: ClassifierConfig, num_input_channels: int, view_size: tuple[int, int], num_classes: int, views: Any = None
 ) -> nn.Module:
-    """Builds a base classifier's network with fresh weights and checks it on one blank view.
+    """Builds a base classifier's network, or its members, with fresh weights and checks them on one blank view.
 
     Args:
         config: names the network: one of ``NETWORKS`` or ``ONE_PASS_NETWORKS``, ``torchvision:NAME``, or
@@ -54,11 +55,18 @@ def build_network(
 
     Returns:
         A module: float (B, num_input_channels, *view_size) -> logits (B, num_classes). With encoding removed="drop" a
-        ``TokenDroppingTransformer``, which reads images and view numbers.
+        ``TokenDroppingTransformer``, which reads images and view numbers. Of several members, ``AveragedNetworks``.
 
     Raises:
         ModelError: unknown name, views too small for the network, logits of another shape, or no tokens to drop.
     """
+    members = [_build_member(config, num_input_channels, view_size, num_classes, views) for _ in range(config.members)]
+    return AveragedNetworks(members) if config.members > 1 else members[0]
+
+
+def _build_member(
+    config: ClassifierConfig, num_input_channels: int, view_size: tuple[int, int], num_classes: int, views: Any
+) -> nn.Module:
     name = config.network
     if name.startswith("torchvision:"):
         network = torchvision_network(config, num_input_channels, view_size, num_classes)

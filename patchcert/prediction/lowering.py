@@ -111,7 +111,27 @@ class LoweredClassifier:
         return self._tail(*inputs).view(batch, len(views_n), self._num_classes)
 
 
-def lowered(classifier: BaseClassifier, memory_floats: int) -> LoweredClassifier | None:
+class LoweredMembers:
+    """The mean of several rewritten networks. Made by ``lowered``."""
+
+    def __init__(self, members: list[LoweredClassifier]) -> None:
+        """Takes the members, one after the other in use; what views share is kept of all of them."""
+        self._members = members
+        self.num_shared_layers = min(member.num_shared_layers for member in members)
+        self.floats_per_view = max(member.floats_per_view for member in members)
+        self.floats_per_image = sum(member.floats_per_image for member in members)
+
+    def features(self, pixels_BCHW: torch.Tensor) -> list[list[torch.Tensor]]:
+        """See ``LoweredClassifier.features``; member by member."""
+        return [member.features(pixels_BCHW) for member in self._members]
+
+    def logits(self, features: list[list[torch.Tensor]], views_n: torch.Tensor) -> torch.Tensor:
+        """See ``LoweredClassifier.logits``."""
+        parts = [member.logits(shared, views_n) for member, shared in zip(self._members, features, strict=True)]
+        return torch.stack(parts).mean(dim=0)
+
+
+def lowered(classifier: BaseClassifier, memory_floats: int) -> LoweredClassifier | LoweredMembers | None:
     """Rewrites a classifier for the CPU in single precision.
 
     Args:
@@ -121,8 +141,19 @@ def lowered(classifier: BaseClassifier, memory_floats: int) -> LoweredClassifier
     Returns:
         The faster form; None for networks that torch.fx cannot trace and views that are not a grid.
     """
+    members = []
+    for network in classifier.members:
+        member = _lowered_network(classifier, network, memory_floats // len(classifier.members))
+        if member is None:
+            return None
+        members.append(member)
+    result = members[0] if len(members) == 1 else LoweredMembers(members)
+    return result if _agree(classifier, result) else None
+
+
+def _lowered_network(classifier: BaseClassifier, plain: nn.Module, memory_floats: int) -> LoweredClassifier | None:
     start = image_positions(classifier.cutter)
-    network = _traced(classifier.network)
+    network = _traced(plain)
     if start is None or network is None:
         return None
     _fold_normalisation(network)
@@ -152,7 +183,7 @@ def lowered(classifier: BaseClassifier, memory_floats: int) -> LoweredClassifier
     known = {nodes[0]: start} | {node: step.positions for node, step in head}
     tail, crossing_nodes = _tail(network, set(known))
     widest_shared = max(positions.count * _channels(node) for node, positions in known.items())
-    result = LoweredClassifier(
+    return LoweredClassifier(
         classifier,
         nodes[0],
         head,
@@ -161,11 +192,10 @@ def lowered(classifier: BaseClassifier, memory_floats: int) -> LoweredClassifier
         floats_per_view=max(_floats(node) for node in nodes if node not in known or node in crossing_nodes),
         floats_per_image=widest_shared,
     )
-    return result if _agree(classifier, result) else None
 
 
 @torch.inference_mode()
-def _agree(classifier: BaseClassifier, result: LoweredClassifier) -> bool:
+def _agree(classifier: BaseClassifier, result: Any) -> bool:
     """Tries both on some noise: a trace follows one path through code, which a user's own network may leave."""
     noise = torch.rand(
         1, classifier.image_channels, *classifier.views.image_size, generator=torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ def augment(images_BCHW: torch.Tensor, config: TrainingConfig, generator: torch.
 
     Args:
         images_BCHW: uint8 (B, C, H, W); not written to.
-        config: kind of augmentation and largest shift.
+        config: kind of augmentation, its share of the images and largest shift.
         generator: on the CPU; draws are the same on every device.
 
     Returns:
@@ -33,13 +33,21 @@ def augment(images_BCHW: torch.Tensor, config: TrainingConfig, generator: torch.
     rows, columns = rows.to(device)[:, :, None], columns.to(device)[:, None, :]
     # Advanced indices around a slice put the channels last.
     moved_BCHW = padded[which, :, rows, columns].permute(0, 3, 1, 2)
-    return _trivially_augmented(moved_BCHW, generator) if config.augmentation == "trivial_augment" else moved_BCHW
+    if config.augmentation != "trivial_augment":
+        return moved_BCHW
+    return _trivially_augmented(moved_BCHW, config.augmentation_share, generator)
 
 
-def _trivially_augmented(images_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _trivially_augmented(images_BCHW: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
     operation = v2.TrivialAugmentWide()
+    changed_B = (torch.rand(len(images_BCHW), generator=generator) < share).tolist()
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     # The operation draws from torch's own generator for the CPU, whose state belongs to the caller.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return torch.stack([operation(image_CHW) for image_CHW in images_BCHW])
+        return torch.stack(
+            [
+                operation(image_CHW) if changed else image_CHW
+                for image_CHW, changed in zip(images_BCHW, changed_B, strict=True)
+            ]
+        )

@@ -39,6 +39,8 @@ class TrainingConfig:
     augmentation: Literal["none", "shift", "shift_flip", "trivial_augment"] = "none"
     """shift: random translation with zeros outside; shift_flip: and a random mirror image; trivial_augment: and one
     random operation on colours or geometry (TrivialAugment, Mueller & Hutter 2021), against overfitting."""
+    augmentation_share: float = 1.0
+    """Share of the images that trivial_augment recolours or bends, in (0, 1]; others are moved and mirrored only."""
     shift_pixels: int = 4
     """Largest translation of the augmentation, in pixels."""
     objective: Literal["cross_entropy", "certified_margin"] = "cross_entropy"
@@ -96,6 +98,13 @@ class TrainingConfig:
             raise TrainingError(f"training: milestones are shares of the run in (0, 1), not {self.milestones}.")
         if self.shift_pixels < 0:
             raise TrainingError(f"training: shift_pixels must be >= 0, not {self.shift_pixels}.")
+        if not 0 < self.augmentation_share <= 1:
+            raise TrainingError(f"training: augmentation_share must lie in (0, 1], not {self.augmentation_share}.")
+        if self.augmentation_share < 1 and self.augmentation != "trivial_augment":
+            raise TrainingError(
+                f"training: augmentation_share {self.augmentation_share} has no effect on {self.augmentation!r}.\n"
+                "  Leave it out, or set --training.augmentation trivial_augment"
+            )
         if self.augmentation == "shift" and self.shift_pixels == 0:
             raise TrainingError(
                 "training: augmentation 'shift' by 0 pixels has no effect.\n"

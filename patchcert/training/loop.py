@@ -28,7 +28,7 @@ class EpochFigures:
 
     Attributes:
         loss: mean of the objective over the steps of the epoch.
-        view_accuracy: share of training views classified correctly, in [0, 1].
+        view_accuracy: share of training views classified correctly, in [0, 1]; of several members, their mean.
         images_per_second: images this worker consumed per second.
         learning_rate: rate of the last step.
     """
@@ -95,7 +95,7 @@ class Trainer:
             losses.append(loss)
             correct += num_correct
             num_images += len(images_BCHW)
-            num_views += len(images_BCHW) * self._views_per_image
+            num_views += len(images_BCHW) * self._views_per_image * self.classifier.config.members
             if step % _STEPS_BETWEEN_CHECKS == 0:
                 self._check(losses, epoch, rate)
         self._check(losses, epoch, rate)
@@ -122,10 +122,13 @@ class Trainer:
         views_Bn = self._views(len(images_BCHW), generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits_BnK = self._forward(images_BCHW, views_Bn)
+        # Several members score the batch one after the other.
+        labels_B = labels_B.repeat(len(logits_BnK) // len(labels_B))
         shared_n = views_Bn[0] if views_Bn is not None and config.view_sampling == "spread" else None
         loss = self.objective(logits_BnK, labels_B, progress, shared_n)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # The loss is a mean over members; each gets the gradient that it would get alone.
+        (loss * self.classifier.config.members).backward()
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         return loss.detach(), (logits_BnK.detach().argmax(2) == labels_B[:, None]).sum()

@@ -71,6 +71,7 @@ def both(classifier, result, batch=2, chunk=None):
         (BandViews(image_size=(18, 21), width=5, axis="row", stride=4), "resnet18-small", "null", {"width": 0.1}),
         (BandViews(image_size=(18, 21), width=3, stride=2), "drs-mnist-cnn", "null", {"width": 0.2}),
         (BlockViews(image_size=(17, 15), block_size=(4, 6), stride=3), "resnet18-small", "null", {"width": 0.1}),
+        (CropViews(image_size=(17, 20), crop_size=10), "resnet9", "cut", {"width": 0.25, "members": 3}),
         (BandViews(image_size=(32, 36), width=8, stride=9), "torchvision:resnet18", "null", {}),
         (CropViews(image_size=(40, 40), crop_size=32, stride=8), "torchvision:squeezenet1_1", "cut", {}),
         (CropViews(image_size=(36, 36), crop_size=32, stride=4), "torchvision:vit_b_32", "cut", {}),
@@ -92,6 +93,10 @@ def test_published_networks_share_their_first_layers():
     bands = classifier_of(BandViews(image_size=(32, 32), width=4), "resnet18-small", "null", 3)
     for classifier, least in ((crops, 5), (bands, 12)):
         assert lowered(classifier, MEMORY).num_shared_layers >= least
+        twice = classifier_of(
+            classifier.views, classifier.config.network, classifier.config.encoding.removed, 3, members=2
+        )
+        assert lowered(twice, MEMORY).num_shared_layers >= least
         assert lowered(classifier, 1000).num_shared_layers == 0, "memory is a bound"
 
 

@@ -105,3 +105,14 @@ def test_trivial_augment_leaves_the_random_state_of_others_alone():
     torch.manual_seed(5)
     augmented(images(4), augmentation="trivial_augment")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_trivial_augment_of_a_share_leaves_the_other_images_moved_only():
+    batch = images(1, height=12, width=12).expand(400, -1, -1, -1)
+    moved = augmented(batch, augmentation="shift_flip", shift_pixels=1)
+    same = {}
+    for share in (0.01, 0.5, 1.0):
+        changed = augmented(batch, augmentation="trivial_augment", augmentation_share=share, shift_pixels=1)
+        same[share] = int((changed == moved).flatten(1).all(dim=1).sum())
+    assert same[0.01] > 380
+    assert 180 < same[0.5] - same[1.0] / 2 < 220
