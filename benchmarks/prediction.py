@@ -38,7 +38,8 @@ REPEATS = 25
 IMAGE_SIZE, CHANNELS, CLASSES = (32, 32), 3, 10
 COLUMNS = BandViews(image_size=IMAGE_SIZE, width=4)
 CROPS = CropViews(image_size=IMAGE_SIZE, crop_size=(10, 10))
-WIDTHS = (1.0, 0.5)
+# Width and number of networks whose logits are averaged.
+ONE_PASS = ((1.0, 2), (1.0, 1), (0.5, 1))
 
 
 def milliseconds(work: Callable[[], object], num_images: int, repeats: int) -> float:
@@ -77,9 +78,9 @@ def crops_one_by_one(classifier: BaseClassifier, images_NHWC: np.ndarray) -> np.
     return torch.stack(votes, dim=1).numpy()
 
 
-def classifier_of(views: GridViews, network: str, removed: str, width: float = 1.0) -> BaseClassifier:
+def classifier_of(views: GridViews, network: str, removed: str, width: float = 1.0, members: int = 1) -> BaseClassifier:
     encoding = EncodingConfig(removed=removed, coordinates=network.endswith("-network"))
-    config = ClassifierConfig(network=network, width=width, encoding=encoding)
+    config = ClassifierConfig(network=network, width=width, members=members, encoding=encoding)
     return initial_classifier(config, views, CHANNELS, CLASSES, seed=0).eval()
 
 
@@ -98,8 +99,9 @@ def plain_inference(images_NHWC: np.ndarray) -> float:
     return milliseconds(work, len(images), REPEATS)
 
 
-def one_pass(views: GridViews, network: str, width: float, images_NHWC: np.ndarray) -> dict:
-    classifier, config = classifier_of(views, network, "cut", width), PredictionConfig(score_floor=0.1)
+def one_pass(views: GridViews, network: str, width: float, members: int, images_NHWC: np.ndarray) -> dict:
+    classifier = classifier_of(views, network, "cut", width, members)
+    config = PredictionConfig(score_floor=0.1)
     scorer = ViewScorer(classifier, config, CPU)
     scorer.score(images_NHWC)
     took = milliseconds(lambda: scorer.score(images_NHWC), len(images_NHWC), REPEATS)
@@ -109,8 +111,7 @@ def one_pass(views: GridViews, network: str, width: float, images_NHWC: np.ndarr
     with torch.no_grad():
         alone_BVK = classifier(images, torch.arange(views.num_views)[None])
     return {
-        "network": network,
-        "width": width,
+        "path": f"one pass, {f'{members} x ' if members > 1 else ''}{network} of width {width}",
         "ms_per_image": took,
         "multiply_adds_per_image": counter.get_total_flops() // 2 // len(images),
         "largest_difference_to_views_alone": float((together_BVK - alone_BVK).abs().max()),
@@ -155,10 +156,7 @@ def measure(name, views, network, removed, loop, one_pass_network) -> list[dict]
             "share_of_votes_as_by_loop": float((by_loop == by_generic_path).mean()),
         },
     ]
-    for width in WIDTHS:
-        row = one_pass(views, one_pass_network, width, images)
-        row["path"] = f"one pass, {row.pop('network')} of width {row.pop('width')}"
-        rows.append(row)
+    rows += [one_pass(views, one_pass_network, width, members, images) for width, members in ONE_PASS]
     slowest = rows[1]["ms_per_image"]
     return [
         {

@@ -2,7 +2,7 @@
 
 Start: python benchmarks/training_cost.py --minutes 15      (four trainings of that length, then about 20 minutes)
        python benchmarks/training_cost.py --minutes 15 --recipes bandnet4-cifar10 --objective cross_entropy
-Result: a table, and one row a recipe and objective in benchmarks/results/training_cost.csv (other rows stay)
+Result: a table, and one row a recipe, network and objective in benchmarks/results/training_cost.csv (other rows stay)
 Stop: Ctrl-C; finished rows are kept.
 
 Needs CIFAR-10 under $PATCHCERT_DATA (``--dataset`` names the edition). Networks with one pass an image get at most the
@@ -117,11 +117,12 @@ def measure(recipe: Recipe, minutes: float, images: int, workspace: Workspace) -
     found, took = accuracies(trainer.classifier, recipe, splits["test"], images, (rule,))
     clean, certified = found[rule]
     total = min(images, splits["test"].num_rows)
+    members = f"{recipe.classifier.members} x " if recipe.classifier.members > 1 else ""
     low, high = wilson_interval(np.array(certified), total)
     return {
         "recipe": recipe.name,
         "dataset": recipe.data.dataset,
-        "network": f"{recipe.classifier.network} of width {recipe.classifier.width:g}",
+        "network": f"{members}{recipe.classifier.network} of width {recipe.classifier.width:g}",
         "epochs": epochs,
         "training_core_minutes": round(spent, 2),
         "training_precision": recipe.training.precision,
@@ -178,8 +179,10 @@ def main(
         table = pd.DataFrame([row])
         if RESULTS.exists():
             rows = pd.read_csv(RESULTS)
-            others = (rows["recipe"] != name) | (rows["objective"] != row["objective"])
-            table = pd.concat([rows[others], table], ignore_index=True)
+            same = (rows[["recipe", "network", "objective"]] == table.loc[0, ["recipe", "network", "objective"]]).all(
+                axis=1
+            )
+            table = pd.concat([rows[~same], table], ignore_index=True)
         RESULTS.parent.mkdir(exist_ok=True)
         table.to_csv(RESULTS, index=False, lineterminator="\n")
         print(table.to_string(index=False), flush=True)

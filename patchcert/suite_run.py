@@ -365,7 +365,8 @@ def _with_models(
         classifier = recipe.classifier
         # Another network is refused when it votes, and its width means nothing here.
         if made["network"] == classifier.network:
-            classifier = dataclasses.replace(classifier, width=made["width"], dropout=made["dropout"])
+            follows = {"width": made["width"], "dropout": made["dropout"], "members": made.get("members", 1)}
+            classifier = dataclasses.replace(classifier, **follows)
         fitted[name] = dataclasses.replace(recipe, classifier=classifier)
     return fitted, given
 

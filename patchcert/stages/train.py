@@ -8,7 +8,7 @@ import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -22,7 +22,7 @@ from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError, PatchcertError, TrainingError
 from patchcert.models.checkpoint import initial_classifier, save_checkpoint, verify_checkpoint
 from patchcert.models.config import ClassifierConfig
-from patchcert.stages.cluster import thread_variables, worker_share
+from patchcert.stages.cluster import WorkerShare, thread_variables, worker_share
 from patchcert.stages.resources import Resources
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import MemoryFeed, open_feed
@@ -117,45 +117,21 @@ def train(
         workspace.name_latest_model(recipe.name, key)
         return TrainedModel(folder=models.folder(key), digest=digest, epochs=[], reused=True)
     run_name = f"{recipe.name}-{key}" + ("" if resume else f"-{int(time.time())}")
-    job = TrainJob(
-        key=key,
-        views=recipe.views,
-        classifier=recipe.classifier,
-        training=recipe.training,
-        train_folder=str(dataset.folder),
-        validation_folder=str(validation.folder) if validation is not None and validation.num_rows else None,
-        num_cpus=share.num_cpus,
-        unlisted=_unlisted_state(workspace.folder.folder(f"training/{run_name}"), key),
-    )
-    board = Queue(actor_options={"num_cpus": 0})
-    trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=share.num_workers,
-            use_gpu=share.num_gpus > 0,
-            resources_per_worker={"CPU": share.num_cpus} | ({"GPU": 1} if share.num_gpus else {}),
-            accelerator_type=share.accelerator,
-        ),
-        run_config=ray.train.RunConfig(
-            name=run_name,
-            storage_path=str(workspace.folder.folder("training")),
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_PostReports(board)],
-            worker_runtime_env={"env_vars": thread_variables(share)},
-        ),
-    )
     epochs: list[EpochRow] = []
-    with _reports(board, epochs, on_epoch):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _user_error(error, run_name) from error
-    checkpoint = result.checkpoint or job.unlisted
-    if checkpoint is None:
-        raise TrainingError(f"training {run_name} ended without a checkpoint.\n  Repeat the same command.")
-    state = _load_state(checkpoint, key)
+    state = _finished_state(workspace.folder.folder(f"training/{run_name}"), key, recipe.training.epochs)
+    if state is None:
+        job = TrainJob(
+            key=key,
+            views=recipe.views,
+            classifier=recipe.classifier,
+            training=recipe.training,
+            train_folder=str(dataset.folder),
+            validation_folder=str(validation.folder) if validation is not None and validation.num_rows else None,
+            num_cpus=share.num_cpus,
+            unlisted=_unlisted_state(workspace.folder.folder(f"training/{run_name}"), key),
+        )
+        with _reports(epochs, on_epoch) as board:
+            state = _fit(job, run_name, workspace, share, resources.max_failures, board)
     classifier = initial_classifier(
         recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
     )
@@ -197,6 +173,38 @@ def training_key(recipe: Any, dataset: PreparedDataset, num_workers: int) -> str
         dataset.digest,
         num_workers,
     )
+
+
+def _fit(
+    job: TrainJob, run_name: str, workspace: Workspace, share: WorkerShare, max_failures: int, board: Queue
+) -> dict[str, Any]:
+    """Runs Ray Train, from the last saved state on where there is one; returns the last state."""
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=share.num_workers,
+            use_gpu=share.num_gpus > 0,
+            resources_per_worker={"CPU": share.num_cpus} | ({"GPU": 1} if share.num_gpus else {}),
+            accelerator_type=share.accelerator,
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_name,
+            storage_path=str(workspace.folder.folder("training")),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_PostReports(board)],
+            worker_runtime_env={"env_vars": thread_variables(share)},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _user_error(error, run_name) from error
+    checkpoint = result.checkpoint or job.unlisted
+    if checkpoint is None:
+        raise TrainingError(f"training {run_name} ended without a checkpoint.\n  Repeat the same command.")
+    return _load_state(checkpoint, job.key)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -263,6 +271,12 @@ def _digest_of_whole(folder: Folder) -> str:
         ) from None
 
 
+def _finished_state(folder: Folder, key: str, epochs: int) -> dict[str, Any] | None:
+    """The state after the last epoch, where a run got so far and its model was not written, or is gone."""
+    _, newest = next(_saved_states(folder, key), (None, {"next_epoch": 0}))
+    return newest if newest["next_epoch"] >= epochs else None
+
+
 def _unlisted_state(folder: Folder, key: str) -> ray.train.Checkpoint | None:
     """The newest whole state of a run without a list of its checkpoints; None where there is a list, or no state.
 
@@ -275,14 +289,17 @@ def _unlisted_state(folder: Folder, key: str) -> ray.train.Checkpoint | None:
             return None
         except ValueError:
             folder.remove(_INDEX)
+    return next((checkpoint for checkpoint, _ in _saved_states(folder, key)), None)
+
+
+def _saved_states(folder: Folder, key: str) -> Iterator[tuple[ray.train.Checkpoint, dict[str, Any]]]:
+    """Whole states of a run, the newest first."""
     for name in reversed(folder.folders()):
         if name.startswith(_CHECKPOINTS):
             checkpoint = ray.train.Checkpoint(str(folder.folder(name)))
             # One that was still being written is no loss: the one before it is whole.
             with contextlib.suppress(TrainingError):
-                _load_state(checkpoint, key)
-                return checkpoint
-    return None
+                yield checkpoint, _load_state(checkpoint, key)
 
 
 def _load_state(checkpoint: ray.train.Checkpoint, key: str) -> dict[str, Any]:
@@ -325,15 +342,16 @@ class _PostReports(ray.train.UserCallback):
 
 
 class _reports:
-    """Context in which a thread passes epoch rows from the board to the caller."""
+    """Context with a board for epoch rows, from which a thread passes them to the caller."""
 
-    def __init__(self, board: Queue, epochs: list[EpochRow], on_epoch: Callable[[int, EpochRow], None] | None) -> None:
-        self._board, self._epochs, self._on_epoch = board, epochs, on_epoch
+    def __init__(self, epochs: list[EpochRow], on_epoch: Callable[[int, EpochRow], None] | None) -> None:
+        self._board, self._epochs, self._on_epoch = Queue(actor_options={"num_cpus": 0}), epochs, on_epoch
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Queue:
         self._thread.start()
+        return self._board
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
