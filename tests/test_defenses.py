@@ -82,8 +82,7 @@ def defended(request, prepared_digits):
     training = TrainingConfig(
         epochs=EPOCHS.get(request.param, 5),
         batch_size=64,
-        views_per_image=6 if defense.one_pass else 4,
-        view_sampling="spread" if defense.one_pass else "image",
+        views_per_image=0 if defense.one_pass else 4,
         optimizer="adamw",
         learning_rate=6e-3,
         weight_decay=1e-2,
