@@ -1,6 +1,6 @@
 """A classifier and training settings in, the optimizer of its weights out; every group names its share of the rate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +13,22 @@ _MUON_MOMENTUM = 0.95
 _ADAMW_SHARE = 0.1
 
 
-def make_optimizer(classifier: nn.Module, config: TrainingConfig) -> "torch.optim.Optimizer | JoinedOptimizers":
+def make_optimizer(
+    members: Sequence[nn.Module], config: TrainingConfig
+) -> "torch.optim.Optimizer | JoinedOptimizers":
     """Builds the optimizer that ``config.optimizer`` names.
 
     Args:
-        classifier: on its device, in its memory format; its parameters stay the same tensors afterwards.
+        members: the networks to train, each with an output layer of its own, on their device, in their memory format;
+            their parameters stay the same tensors afterwards.
         config: optimizer, momentum, weight decay.
     """
-    parameters = list(classifier.parameters())
+    parameters = [parameter for member in members for parameter in member.parameters()]
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     if config.optimizer == "muon":
-        kernels = _kernels(classifier)
+        kernels = [kernel for member in members for kernel in _kernels(member)]
         inside = {id(kernel) for kernel in kernels}
         others = [parameter for parameter in parameters if id(parameter) not in inside]
         return JoinedOptimizers(
@@ -109,9 +112,9 @@ class JoinedOptimizers:
             optimizer.load_state_dict(state[name])
 
 
-def _kernels(classifier: nn.Module) -> list[nn.Parameter]:
+def _kernels(member: nn.Module) -> list[nn.Parameter]:
     """Weights of all convolutions and linear layers but the last, which turns features into logits."""
-    layers: Iterable[Any] = [m for m in classifier.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers: Iterable[Any] = [m for m in member.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return [layer.weight for layer in list(layers)[:-1]]
 
 

@@ -90,9 +90,10 @@ def small_training(members, steps=3, **settings):
     [
         {"optimizer": "sgd", "learning_rate": 0.05},
         {"optimizer": "adamw", "learning_rate": 1e-3},
+        {"optimizer": "muon", "learning_rate": 0.02},
         {"optimizer": "adamw", "learning_rate": 1e-3, "objective": "certified_margin", "margin_patch": "2x2"},
     ],
-    ids=["sgd", "adamw", "margin"],
+    ids=["sgd", "adamw", "muon", "margin"],
 )
 def test_members_learn_as_if_each_were_alone(settings):
     """Oracle: one network with the first member's start weights, trained on the same batches."""

@@ -18,7 +18,7 @@ def network_with_gradients(memory_format):
 
 
 def steps_of(network):
-    optimizer = make_optimizer(network, TrainingConfig(optimizer="muon", weight_decay=0.0))
+    optimizer = make_optimizer([network], TrainingConfig(optimizer="muon", weight_decay=0.0))
     set_rate(optimizer, RATE)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     optimizer.step()
@@ -59,5 +59,13 @@ def test_kernels_without_a_gradient_stay():
 
 def test_zero_grad_forgets_all_gradients():
     network = network_with_gradients(torch.channels_last)
-    make_optimizer(network, TrainingConfig(optimizer="muon")).zero_grad()
+    make_optimizer([network], TrainingConfig(optimizer="muon")).zero_grad()
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_output_layer_of_every_network_is_left_to_adamw():
+    members = [network_with_gradients(torch.channels_last) for _ in range(3)]
+    muon, adamw = make_optimizer(members, TrainingConfig(optimizer="muon")).param_groups
+    assert len(muon["params"]) == 3 * 3
+    assert {id(member[-1].weight) for member in members} < {id(parameter) for parameter in adamw["params"]}
+    assert len(muon["params"]) + len(adamw["params"]) == sum(len(list(member.parameters())) for member in members)
