@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/patchcert demo
 
+# Two processes: one for all that starts Ray, one for the rest.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Whole ways of every defense, suites, broken images, the tracker in a browser.
 test-slow: $(VENV)/installed

@@ -1,7 +1,7 @@
 """What a core-hour of training buys: one-pass networks and published networks, trained equally long on one core.
 
 Start: python benchmarks/training_cost.py --minutes 15      (four trainings of that length, then about 20 minutes)
-       python benchmarks/training_cost.py --minutes 15 --recipes bandnet4-cifar10 --objective cross_entropy
+       python benchmarks/training_cost.py --minutes 15 --members 1 --recipes bandnet4-cifar10 --objective cross_entropy
 Result: a table, and one row a recipe, network and objective in benchmarks/results/training_cost.csv (other rows stay)
 Stop: Ctrl-C; finished rows are kept.
 
@@ -153,6 +153,7 @@ def main(
     images: int = 2000,
     dataset: str = "cifar10-jpeg",
     objective: Literal["own", "cross_entropy", "certified_margin"] = "own",
+    members: int | None = None,
     recipes: tuple[str, ...] = ("bandnet4-cifar10", "column4-cifar10", "cropnet10-cifar10", "crop10-cifar10"),
     work: str | None = None,
 ) -> None:
@@ -163,6 +164,7 @@ def main(
         images: test images; a quarter as many held-out ones choose the rule of votes.
         dataset: edition of CIFAR-10.
         objective: loss; own: what each recipe says. certified_margin needs recipes with one pass an image.
+        members: networks whose logits are averaged; unset: what each recipe says.
         recipes: what to train.
         work: work folder with the prepared images.
     """
@@ -172,6 +174,7 @@ def main(
         recipe = dataclasses.replace(
             recipe,
             data=dataclasses.replace(recipe.data, dataset=dataset),
+            classifier=dataclasses.replace(recipe.classifier, members=members or recipe.classifier.members),
             # The same arithmetic for all, the fastest there is.
             training=dataclasses.replace(recipe.training, precision="bfloat16", **_loss(recipe, objective)),
         )

@@ -13,9 +13,7 @@ _MUON_MOMENTUM = 0.95
 _ADAMW_SHARE = 0.1
 
 
-def make_optimizer(
-    members: Sequence[nn.Module], config: TrainingConfig
-) -> "torch.optim.Optimizer | JoinedOptimizers":
+def make_optimizer(members: Sequence[nn.Module], config: TrainingConfig) -> "torch.optim.Optimizer | JoinedOptimizers":
     """Builds the optimizer that ``config.optimizer`` names.
 
     Args:
