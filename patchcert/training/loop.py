@@ -68,7 +68,7 @@ class Trainer:
         """
         self.classifier, self.config, self.feed, self.device, self.rank = classifier, config, feed, device, rank
         self._forward = parallel if parallel is not None else classifier
-        self.optimizer = make_optimizer(classifier.members, config)
+        self.optimizer = make_optimizer(classifier, config)
         self.objective = Objective(config, classifier.views, device)
         self._views_per_image = config.views_per_image or classifier.views.num_views
         self.next_epoch = 0

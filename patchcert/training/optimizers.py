@@ -1,11 +1,12 @@
 """A classifier and training settings in, the optimizer of its weights out; every group names its share of the rate."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from patchcert.models.classifier import BaseClassifier
 from patchcert.training.config import TrainingConfig
 
 _MUON_MOMENTUM = 0.95
@@ -13,20 +14,19 @@ _MUON_MOMENTUM = 0.95
 _ADAMW_SHARE = 0.1
 
 
-def make_optimizer(members: Sequence[nn.Module], config: TrainingConfig) -> "torch.optim.Optimizer | JoinedOptimizers":
+def make_optimizer(classifier: BaseClassifier, config: TrainingConfig) -> "torch.optim.Optimizer | JoinedOptimizers":
     """Builds the optimizer that ``config.optimizer`` names.
 
     Args:
-        members: the networks to train, each with an output layer of its own, on their device, in their memory format;
-            their parameters stay the same tensors afterwards.
+        classifier: on its device, in its memory format; its parameters stay the same tensors afterwards.
         config: optimizer, momentum, weight decay.
     """
-    parameters = [parameter for member in members for parameter in member.parameters()]
+    parameters = list(classifier.parameters())
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     if config.optimizer == "muon":
-        kernels = [kernel for member in members for kernel in _kernels(member)]
+        kernels = [kernel for member in classifier.members for kernel in _kernels(member)]
         inside = {id(kernel) for kernel in kernels}
         others = [parameter for parameter in parameters if id(parameter) not in inside]
         return JoinedOptimizers(

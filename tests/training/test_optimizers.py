@@ -8,6 +8,15 @@ from patchcert.training.optimizers import KernelMuon, make_optimizer, set_rate
 RATE = 0.02
 
 
+class Classifier(nn.Module):
+    """As much of a classifier as an optimizer looks at."""
+
+    def __init__(self, *members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.positional = nn.Parameter(torch.zeros(3, 4, 4))
+
+
 def network_with_gradients(memory_format):
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, (1, 3)), nn.Linear(24, 5), nn.Linear(5, 2))
@@ -18,7 +27,7 @@ def network_with_gradients(memory_format):
 
 
 def steps_of(network):
-    optimizer = make_optimizer([network], TrainingConfig(optimizer="muon", weight_decay=0.0))
+    optimizer = make_optimizer(Classifier(network), TrainingConfig(optimizer="muon", weight_decay=0.0))
     set_rate(optimizer, RATE)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     optimizer.step()
@@ -59,13 +68,14 @@ def test_kernels_without_a_gradient_stay():
 
 def test_zero_grad_forgets_all_gradients():
     network = network_with_gradients(torch.channels_last)
-    make_optimizer([network], TrainingConfig(optimizer="muon")).zero_grad()
+    make_optimizer(Classifier(network), TrainingConfig(optimizer="muon")).zero_grad()
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_the_output_layer_of_every_network_is_left_to_adamw():
-    members = [network_with_gradients(torch.channels_last) for _ in range(3)]
-    muon, adamw = make_optimizer(members, TrainingConfig(optimizer="muon")).param_groups
+def test_output_layers_and_all_outside_the_networks_are_left_to_adamw():
+    classifier = Classifier(*(network_with_gradients(torch.channels_last) for _ in range(3)))
+    muon, adamw = make_optimizer(classifier, TrainingConfig(optimizer="muon")).param_groups
+    expected = {id(member[-1].weight) for member in classifier.members} | {id(classifier.positional)}
+    assert expected < {id(parameter) for parameter in adamw["params"]}
     assert len(muon["params"]) == 3 * 3
-    assert {id(member[-1].weight) for member in members} < {id(parameter) for parameter in adamw["params"]}
-    assert len(muon["params"]) + len(adamw["params"]) == sum(len(list(member.parameters())) for member in members)
+    assert len(muon["params"]) + len(adamw["params"]) == len(list(classifier.parameters()))
