@@ -26,6 +26,8 @@ from patchcert.workspace import Workspace, canonical_settings
 
 if TYPE_CHECKING:
     from patchcert.stages.estimate import VoteEstimate
+    from patchcert.stages.vote import VoteProgress
+    from patchcert.stages.vote_worker import Receipt
     from patchcert.studies.variance_results import VarianceResult
 
 _PROBE_IMAGES = 16
@@ -194,19 +196,27 @@ class Pipeline:
             from patchcert.stages.vote import vote
 
             started = time.perf_counter()
+            images_before: list[int] = []
             with self.terminal.progress(f"vote {recipe.name}", "images") as bar:
+
+                def on_part(_: "Receipt", state: "VoteProgress") -> None:
+                    images_before.append(state.images_done)
+                    bar.update(state.images_done, state.num_images, state.describe())
+
                 table = vote(
                     recipe,
                     dataset,
                     folder,
                     self.workspace,
                     self.options.resources,
-                    on_part=lambda _, state: bar.update(state.images_done, state.num_images, state.describe()),
+                    on_part=on_part,
                     say=self.terminal.say,
                 )
+        took = f"in {time.perf_counter() - started:.1f} s"
+        if kept := images_before[0]:
+            took = "were there already" if kept == dataset.num_rows else f"{took} ({kept} were there already)"
         self.terminal.say(
-            f"{recipe.name}: {table.num_images} images x {table.num_views} views in "
-            f"{time.perf_counter() - started:.1f} s, vote table {table.location}"
+            f"{recipe.name}: {table.num_images} images x {table.num_views} views {took}, vote table {table.location}"
         )
         if table.num_unvoted:
             self.terminal.say(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_vote_killed_in_the_middle_is_completed_to_the_same_bytes(finished, tmp_
     process.wait()
     survivors = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("votes/*/part-*")}
     assert survivors and not list((tmp_path / "work").glob("votes/*/_SUCCESS.json"))
-    command(*arguments)
+    assert re.search(r"150 images x 32 views in [\d.]+ s \(\d+0 were there already\)", "".join(command(*arguments)))
+    assert "150 images x 32 views were there already" in "".join(command(*arguments))
     assert all(path.stat().st_mtime_ns == made for path, made in survivors.items())
     digests = table_digests(tmp_path / "work")
     assert len(digests) == 15
