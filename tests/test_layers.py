@@ -114,6 +114,11 @@ def test_libraries_stay_in_their_layers(path):
         assert library in ALLOWED.get(layer, {library}), f"{layer} imports {library}"
 
 
+def test_one_file_imports_matplotlib_which_reads_the_environment():
+    importing = {path.name for path in modules() if any(n.startswith("matplotlib") for n in imports_of(path))}
+    assert importing == {"drawing.py"}
+
+
 def test_every_library_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {requirement.split("[")[0].split(">")[0].split("=")[0] for requirement in project["dependencies"]}

@@ -1,4 +1,4 @@
-"""Accuracies by class, largest squares, counts by placement and images in, figures of where a defense is weak out."""
+"""Figures of where a defense is weak: by class, by size, by placement of the patch, and single images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from patchcert.certificates import certified_accuracy_by_side, wilson_interval
 from patchcert.studies.closer_look import ImageOutcomes
-from patchcert.studies.figures import COLUMN_WIDTH, PALETTE, Drawing
+from patchcert.studies.drawing import COLUMN_WIDTH, PALETTE, Drawing, Figure, LineCollection, Rectangle
 
 _MOST_CLASSES = 20
 

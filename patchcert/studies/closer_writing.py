@@ -18,7 +18,7 @@ from patchcert.studies.closer_look import (
     image_outcomes,
     images_at_the_edge,
 )
-from patchcert.studies.figures import Drawing
+from patchcert.studies.drawing import Drawing
 from patchcert.studies.results import StudyResult
 from patchcert.studies.subject import Subject
 

@@ -1,26 +1,32 @@
-"""Rows of answers in, the points of every figure out; and points in, figures fit for a paper out."""
+"""The figures of studies: which points they show, and how lines and bars are drawn."""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from patchcert.studies.config import CERTIFICATES
+from patchcert.studies.drawing import (
+    COLUMN_WIDTH,
+    PALETTE,
+    Axes,
+    Drawing,
+    Figure,
+    FixedLocator,
+    FuncFormatter,
+    Line2D,
+    MaxNLocator,
+    NullLocator,
+    save_drawing,
+    to_rgba,
+)
 from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings
 from patchcert.studies.wording import certificate_words, percent, rule_words
 
-# Okabe and Ito 2008, told apart with every common colour blindness; its yellow is too faint on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_WORDS = (
     "Solid lines are deterministic theorems, dash-dotted ones hold with confidence over the draw, dashed ones are "
     "heuristics; bands are 95 % intervals."
@@ -43,35 +49,9 @@ _MARKERS = {
     "sampled": "P",
 }
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
-# Inches: one column of a paper, and what labels, axes and legend rows need inside it.
-COLUMN_WIDTH, _PLOT_HEIGHT, _TALL_PLOT_HEIGHT, _LEGEND_ROW = 3.4, 1.75, 2.4, 0.145
+# Inches: what labels, axes and legend rows need inside one column of a paper.
+_PLOT_HEIGHT, _TALL_PLOT_HEIGHT, _LEGEND_ROW = 1.75, 2.4, 0.145
 _LEFT, _RIGHT, _BOTTOM, _TOP, _TOP_AXIS = 0.5, 0.16, 0.42, 0.08, 0.3
-_RESOLUTION = 200
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "lines.linewidth": 1.3,
-    "hatch.linewidth": 0.6,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    # A fixed salt and no date make equal figures equal bytes.
-    "svg.hashsalt": "patchcert",
-    "svg.fonttype": "path",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,35 +246,6 @@ def save(data: FigureData, folder: Path) -> dict[str, Path]:
         ),
         folder,
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure that is drawn in its own way, in the style of all figures.
-
-    Attributes:
-        name: file name without ending.
-        caption: what is shown, one or two sentences.
-        draw: makes the figure.
-    """
-
-    name: str
-    caption: str
-    draw: Callable[[], Figure]
-
-
-def save_drawing(drawing: Drawing, folder: Path) -> dict[str, Path]:
-    """Draws a figure and writes it as ``save`` does.
-
-    Returns:
-        Paths by ending, "png" and "svg".
-    """
-    paths = {ending: folder / f"{drawing.name}.{ending}" for ending in ("png", "svg")}
-    with matplotlib.rc_context(_STYLE):
-        figure = drawing.draw()
-        figure.savefig(paths["png"], dpi=_RESOLUTION, metadata={"Software": None})
-        figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
-    return paths
 
 
 def _legend(rows: pd.DataFrame, with_setting: bool = True) -> Any:

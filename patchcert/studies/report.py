@@ -13,7 +13,8 @@ from patchcert.geometry import view_set_from_identity
 from patchcert.studies.answering import combine
 from patchcert.studies.closer_writing import CloserLook
 from patchcert.studies.config import CERTIFICATES
-from patchcert.studies.figures import Drawing, FigureData
+from patchcert.studies.drawing import Drawing
+from patchcert.studies.figures import FigureData
 from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings, strongest_theorem
 from patchcert.studies.published import Published, reported
 from patchcert.studies.results import StudyResult

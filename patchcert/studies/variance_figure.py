@@ -1,10 +1,9 @@
-"""Raw repeats of a variance study in, a figure of how certified accuracy scatters between draws out."""
+"""The figure of a variance study: how certified accuracy scatters between draws."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from patchcert.studies.config import CERTIFICATES
-from patchcert.studies.figures import COLUMN_WIDTH, PALETTE, Drawing
+from patchcert.studies.drawing import COLUMN_WIDTH, PALETTE, Drawing, Figure
 from patchcert.studies.wording import certificate_words, percent
 
 

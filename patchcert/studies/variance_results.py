@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from patchcert.data.storage import Folder
 from patchcert.errors import StudyError
-from patchcert.studies.figures import save_drawing
+from patchcert.studies.drawing import save_drawing
 from patchcert.studies.results import (
     FIGURES,
     PER_IMAGE,

@@ -13,7 +13,8 @@ from patchcert.errors import StudyError
 from patchcert.studies.answering import PartAnswers, combine, per_image_table, placement_failures, summarise
 from patchcert.studies.closer_writing import CloserLook, closer_comparison, closer_look
 from patchcert.studies.config import StudyConfig
-from patchcert.studies.figures import figures_of, save, save_drawing
+from patchcert.studies.drawing import save_drawing
+from patchcert.studies.figures import figures_of, save
 from patchcert.studies.questions import Question, headline_patch
 from patchcert.studies.report import DrawnFigure, render
 from patchcert.studies.results import (

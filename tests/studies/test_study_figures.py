@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import pickle
+import subprocess
+import sys
 import xml.etree.ElementTree
 
 import matplotlib
@@ -149,3 +153,52 @@ def test_many_defenses_and_a_single_patch_can_be_drawn(tmp_path, column_answers)
     for figure in one:
         save(dataclasses.replace(figure, name=f"{figure.name}_one"), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 * (3 + 2)
+
+
+_SAVE = """
+import pickle, sys
+from pathlib import Path
+from patchcert.studies.figures import save
+save(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]))
+"""
+_SETTINGS_FILE = "font.size: 30\naxes.facecolor: red\nsavefig.bbox: tight\nbackend: module://no_such_module\n"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        {"MPLBACKEND": "no-such-backend", "MATPLOTLIBRC": "settings"},
+        {"MATPLOTLIBRC": "settings/matplotlibrc", "PYTHONWARNINGS": "error"},
+        {"HOME": "home", "XDG_CONFIG_HOME": "home/.config"},
+        {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "TMPDIR": "/no/such/folder"},
+    ],
+    ids=lambda variables: " ".join(variables),
+)
+def test_no_setting_of_the_user_changes_a_figure(tmp_path, column_answers, variables):
+    for folder in ("ours", "theirs", "settings", "home/.config/matplotlib"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("", "settings", "home/.config/matplotlib"):
+        (tmp_path / folder / "matplotlibrc").write_text(_SETTINGS_FILE)
+    # Neither is it read where it lies in the current folder and cannot even be decoded.
+    (tmp_path / "matplotlibrc").write_bytes(b"font.family: \xff\n")
+    figure = patch_area_figure(column_answers)
+    save(figure, tmp_path / "ours")
+    (tmp_path / "figure").write_bytes(pickle.dumps(figure))
+    command = [sys.executable, "-c", _SAVE, "figure", "theirs"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MPL")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    for name in ("patch_area.png", "patch_area.svg"):
+        assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+
+
+def test_a_style_chosen_in_the_same_process_changes_no_figure_and_stays_chosen(tmp_path, column_answers):
+    figure = patch_area_figure(column_answers)
+    for folder, style in (("plain", {}), ("styled", {"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 7})):
+        (tmp_path / folder).mkdir()
+        with matplotlib.rc_context(style):
+            save(figure, tmp_path / folder)
+            assert all(matplotlib.rcParams[name] == value for name, value in style.items())
+    for name in ("patch_area.png", "patch_area.svg"):
+        assert (tmp_path / "styled" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
