@@ -36,7 +36,7 @@ UNSAFE = {
     "pd.read_pickle", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "eval", "exec", "pa.deserialize",
 }  # fmt: skip
 # Bytes that a task of the same job returned a moment ago, over Ray's own (authenticated) connection.
-FROM_OUR_OWN_TASKS = {("stages/study.py", "pickle.loads"), ("stages/variance.py", "pickle.loads")}
+FROM_OUR_OWN_TASKS = {("stages/tasks.py", "pickle.loads")}
 
 
 def unsafe_calls(source):

@@ -34,7 +34,8 @@ class Resources:
     part_attempts: int = 3
     """How often a part is tried, on different nodes where there are some; and how many processes it may end."""
     part_timeout: float = 1800.0
-    """Seconds without any finished part after which the parts under way are tried on other nodes."""
+    """Seconds without any finished part after which the parts under way are tried on other nodes, where each
+    may take as long."""
     storage_retries: int = 5
     """How often reading and writing is repeated while storage fails, after 1, 2, 4 ... seconds."""
     max_failures: int = 2

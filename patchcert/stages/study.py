@@ -1,13 +1,11 @@
-"""A vote table and questions in, the answers of every part out: CPU tasks on Ray Data."""
+"""Answers the questions of a study from a vote table, one Ray task for each part."""
 
-import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import ray
-import ray.data
 
 from patchcert.stages.retries import with_retries
+from patchcert.stages.tasks import results_in_order
 from patchcert.studies.answering import PartAnswers, answer_part
 from patchcert.studies.questions import Question
 from patchcert.votes import VoteTable
@@ -30,18 +28,17 @@ def answer(
 
     Returns:
         The answers of all parts, in the order of the parts.
+
+    Raises:
+        PatchcertError: a part of the table cannot be read, or its task was lost in every try.
     """
-    descriptors = [{"part": index} for index in range(table.num_parts)]
-    answers = ray.data.from_items(descriptors, override_num_blocks=len(descriptors)).map(
-        _AnswerPart(table.location, tuple(questions)), num_cpus=1
-    )
-    parts: list[PartAnswers | None] = [None] * table.num_parts
-    for row in answers.iter_rows():
-        # The bytes come from this cluster's own tasks, never from storage.
-        parts[row["part"]] = pickle.loads(row["answers"])
+    answer_of = _AnswerPart(table.location, tuple(questions))
+    parts = []
+    for part in results_in_order(ray, answer_of, range(table.num_parts), "the answers of a part"):
+        parts.append(part)
         if on_part is not None:
-            on_part(row["images"])
-    return [part for part in parts if part is not None]
+            on_part(len(part.columns["label"]))
+    return parts
 
 
 class _AnswerPart:
@@ -50,8 +47,7 @@ class _AnswerPart:
     def __init__(self, location: str, questions: tuple[Question, ...]) -> None:
         self._location, self._questions = location, questions
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, index: int) -> PartAnswers:
         table = with_retries(lambda: VoteTable.open(self._location), _STORAGE_RETRIES)
-        part = with_retries(lambda: table.read_part(row["part"]), _STORAGE_RETRIES)
-        answers = answer_part(part, table.views, self._questions)
-        return {"part": row["part"], "images": len(part.labels_N), "answers": pickle.dumps(answers)}
+        part = with_retries(lambda: table.read_part(index), _STORAGE_RETRIES)
+        return answer_part(part, table.views, self._questions)

@@ -1,12 +1,11 @@
-"""A vote table and settings in, repeated draws of every image out: CPU tasks on Ray Data."""
+"""Draws views of the images of a vote table again and again, one Ray task for a few hundred images."""
 
 import itertools
-import pickle
 from collections.abc import Callable
-from typing import Any
 
-import ray.data
+import ray
 
+from patchcert.stages.tasks import results_in_order
 from patchcert.studies.config import VarianceConfig
 from patchcert.studies.variance import DrawnImages, DrawQuestion, VarianceAccumulator, draw_part
 from patchcert.votes import VotePart, VoteTable
@@ -36,14 +35,10 @@ def draw_repeatedly(
         The draws of all images.
     """
     edges = [*range(0, table.num_images, images_per_task), table.num_images]
-    tasks = [{"start": start, "stop": stop} for start, stop in itertools.pairwise(edges)]
-    drawn = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        _DrawRows(table.location, config, questions), num_cpus=1
-    )
     accumulator = VarianceAccumulator(questions)
-    for row in drawn.iter_rows():
-        # The bytes come from this cluster's own tasks, never from storage.
-        for piece in pickle.loads(row["drawn"]):
+    draw = _DrawRows(table.location, config, questions)
+    for pieces in results_in_order(ray, draw, itertools.pairwise(edges), "the draws of some images"):
+        for piece in pieces:
             accumulator.add(piece)
             if on_images is not None:
                 on_images(len(piece))
@@ -81,9 +76,8 @@ class _DrawRows:
     def __init__(self, location: str, config: VarianceConfig, questions: list[DrawQuestion]) -> None:
         self._location, self._config, self._questions = location, config, questions
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        pieces = draw_rows(self._location, row["start"], row["stop"], self._config, self._questions)
-        return {"drawn": pickle.dumps(pieces)}
+    def __call__(self, rows: tuple[int, int]) -> list[DrawnImages]:
+        return draw_rows(self._location, *rows, self._config, self._questions)
 
 
 def _top_classes(part: VotePart, start: int, stop: int) -> VotePart:

@@ -1,4 +1,4 @@
-"""A checkpoint and prepared images in, a finished vote table out: Ray Data actors, descriptors in, receipts back."""
+"""Fills a vote table: Ray Data actors get descriptors of parts, write the parts to storage and return receipts."""
 
 import contextlib
 import dataclasses
@@ -34,6 +34,7 @@ _MOST_BAD_PARTS, _MOST_BAD_SHARE = 3, 0.1
 # One is computed, the next one waits for it.
 _PARTS_PER_ACTOR = 2
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_OF_GRACE = 30.0
 
 Row = dict[str, int]
 
@@ -359,7 +360,7 @@ def _receipts_of_tasks(
         if others:
             node = others[row["part"] % len(others)]
             options["scheduling_strategy"] = strategy(node_id=node["NodeID"], soft=True)
-        pending[task.options(**options).remote(plan.job, row)] = row
+        pending[task.options(**options).remote(plan.job, row, resources.part_timeout)] = row
     last = time.monotonic()
     while pending:
         ready, _ = ray.wait(list(pending), timeout=_SECONDS_BETWEEN_LOOKS)
@@ -368,10 +369,12 @@ def _receipts_of_tasks(
             try:
                 yield ray.get(reference)
             except ray.exceptions.RayError as error:
-                yield _lost(row, f"lost its process: {str(error).strip().partition(chr(10))[0]}")
-        if time.monotonic() - last > resources.part_timeout:
-            for reference, row in pending.items():
-                ray.cancel(reference, force=True)
+                reason = str(error).strip().partition(chr(10))[0]
+                yield _lost(row, f"lost its process, or took longer than {resources.part_timeout:g} s: {reason}")
+        # A task ends itself when its time is over; here is about those that found no place, or whose node is frozen.
+        # They are not cancelled: Ray would end this process if one of them finished at that moment.
+        if time.monotonic() - last > resources.part_timeout + _SECONDS_OF_GRACE:
+            for row in pending.values():
                 yield _lost(row, f"was not finished when nothing had happened for {resources.part_timeout:g} s")
             return
 

@@ -1,13 +1,15 @@
-"""Descriptors of parts in, parts of a vote table on storage and receipts out; the same inside and outside of Ray."""
+"""Computes parts of a vote table from their descriptors and returns receipts; the same inside and outside of Ray."""
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import json
 import os
 import socket
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from patchcert.votes.table import Identity, VotePart, part_name, part_problem, w
 
 ATTEMPTS = "attempts"
 _LOST_DEVICE_EXIT = 70
+_LONGEST_WATCH = 1e9
 
 Remedy = Literal["", "elsewhere", "none", "stop"]
 """What may help a failed part: another node, nothing, or nothing for any part (a full disk, a wrong checkpoint)."""
@@ -285,9 +288,29 @@ def attempt_name(part: int, number: int) -> str:
     return f"{ATTEMPTS}/part-{part:05d}-{number}"
 
 
-def computed_once(job: VoteJob, row: dict[str, int]) -> Receipt:
-    """Computes one part in a process that does nothing else."""
-    return VoteWorker(job).compute(row)
+def computed_once(job: VoteJob, row: dict[str, int], seconds: float) -> Receipt:
+    """Computes one part in a process that does nothing else, and that ends itself when the part takes too long.
+
+    Args:
+        job: as for every part.
+        row: the part.
+        seconds: how long it may take.
+    """
+    with _ends_process_after(seconds):
+        return VoteWorker(job).compute(row)
+
+
+@contextlib.contextmanager
+def _ends_process_after(seconds: float) -> Iterator[None]:
+    """Ends this process if the block takes longer, wherever it hangs: from outside Ray could end the wrong task.
+
+    The threads' stacks go to standard error. The watch is native code: it needs no turn of the interpreter.
+    """
+    faulthandler.dump_traceback_later(min(seconds, _LONGEST_WATCH), exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from processes import processes_named
 
 from .conftest import IMAGES_PER_PART, NUM_IMAGES, stamps
 
-ACTOR, ANSWERER = "MapWorker(MapBatches(VoteWorker))", "Map(_AnswerPart"
+ACTOR, ANSWERER = "MapWorker(MapBatches(VoteWorker))", "ray::_AnswerPart"
 pytestmark = pytest.mark.timeout(2400)
 
 
@@ -128,15 +128,15 @@ def test_answers_survive_dying_workers(
     class _AnswerPart(study._AnswerPart):
         """Writes down that a part was begun."""
 
-        def __call__(self, row):
-            (begun / f"{row['part']}-{time.time_ns()}").touch()
-            return super().__call__(row)
+        def __call__(self, part):
+            (begun / f"{part}-{time.time_ns()}").touch()
+            return super().__call__(part)
 
     def strike(num_images):
         nonlocal killed
         if killed < 2 and kill_newest(ANSWERER):
             killed += 1
-            fault("Ray Data worker killed")
+            fault("answering worker killed")
 
     monkeypatch.setattr(study, "_AnswerPart", _AnswerPart)
     found = per_image_table(study.answer(table, asked, on_part=strike))
@@ -164,7 +164,7 @@ def dying_worker(deaths, is_deadly):
             if what == is_deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def computed_once(job, row):
+    def computed_once(job, row, seconds):
         return DyingWorker(job).compute(row)
 
     return DyingWorker, computed_once
