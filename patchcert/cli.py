@@ -1,6 +1,7 @@
-"""A command line in, an exit code out.
+"""The command line: parses a command, runs it, and turns errors into messages and exit codes.
 
-0 done; 2 for what the user can mend; 3 done, but with parts of the vote table set apart; 1 a defect; 130 interrupted.
+0 done; 2 an error the user can fix; 3 done, but with parts of the vote table set apart; 1 a defect; 130 interrupted;
+141 whoever read the output went away.
 """
 
 import dataclasses
@@ -45,35 +46,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    # Imported late: help answers at once.
+    from patchcert.errors import PatchcertError
+    from patchcert.process import adapt_to_process, with_readers
+
     words = list(sys.argv[1:] if arguments is None else arguments)
+    adapt_to_process()
+
+    def command() -> int:
+        try:
+            return _run_command(words)
+        except PatchcertError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues where it stopped", file=sys.stderr)
+            return 130
+        except SystemExit as error:
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
+            return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+
+    try:
+        return with_readers(command)
+    except PatchcertError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return 0
     if words[0] == "--version":
         print(f"patchcert {__version__}")
         return 0
-    # Imported late: help answers at once.
-    from patchcert.errors import PatchcertError, RecipeError
+    from patchcert.errors import RecipeError
 
-    try:
-        command = _COMMANDS.get(words[0])
-        if command is None:
-            near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise RecipeError(f"there is no command {words[0]!r}.{hint}\n  See:  patchcert --help")
-        return command(words[1:]) or 0
-    except PatchcertError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone.
-        sys.stderr.close()
-        return 0
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise RecipeError(f"there is no command {words[0]!r}.{hint}\n  See:  patchcert --help")
+    return command(words[1:]) or 0
 
 
 def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]], tuple[Any, Any, Any]]:

@@ -1,4 +1,4 @@
-"""What happens in, lines, progress bars and tables on the terminal out."""
+"""What commands print: lines, progress bars and tables, for a screen, a log or a pipe."""
 
 import contextlib
 import sys
@@ -12,6 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _PLAIN_STEPS, _PLAIN_SECONDS = 10, 60.0
 
 
+class _Console(Console):
+    """rich's console, but a reader that went away is the caller's business: rich would exit with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Lets the error of the broken pipe pass."""
+        raise
+
+
 class Terminal:
     """Results go to standard output, everything else to standard error."""
 
@@ -22,11 +30,11 @@ class Terminal:
             live: whether progress bars may move; several at a time would overwrite each other.
         """
         self._live = live
-        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=False)
-        self.log = Console(file=sys.stderr, highlight=False)
+        self.out = _Console(file=sys.stdout, highlight=False, soft_wrap=False)
+        self.log = _Console(file=sys.stderr, highlight=False)
         if not self.out.is_terminal:
             # Tables in logs should not be squeezed to 80 columns.
-            self.out = Console(file=sys.stdout, highlight=False, width=140)
+            self.out = _Console(file=sys.stdout, highlight=False, width=140)
 
     def say(self, text: str) -> None:
         """One line for the reader on standard error."""

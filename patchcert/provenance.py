@@ -1,4 +1,4 @@
-"""Nothing in, what a result was computed with out: versions, hardware, commit; never the environment's secrets."""
+"""What a result was computed with: versions, hardware, commit; never the environment's secrets."""
 
 import importlib.metadata
 import os
@@ -42,15 +42,23 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    # Inside a git hook, GIT_DIR and its like name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     finished = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=10,
+        check=True,
+        env=environment,
     )
     return finished.stdout.strip()
 
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _lines(Path("/proc/cpuinfo"))
     except OSError:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -62,6 +70,10 @@ def _gpus() -> list[str]:
     folders = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     names = []
     for folder in folders:
-        fields = dict(line.split(":", 1) for line in folder.read_text().splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in _lines(folder) if ":" in line)
         names.append(fields.get("Model", "NVIDIA GPU").strip())
     return names
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -22,7 +22,7 @@ LAYERS = (
     ("models",),
     ("prediction", "training"),
     ("attacks",),
-    ("provenance", "workspace", "defenses"),
+    ("provenance", "workspace", "defenses", "process"),
     ("studies",),
     ("tracking", "stages", "recipes", "console"),
     ("suites", "pipeline"),
