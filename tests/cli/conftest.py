@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 
@@ -42,6 +43,12 @@ class CommandLine:
     def fails(self, *arguments, **options):
         """The message of a command that ends with exit code 2."""
         return self(*arguments, code=2, **options)[1]
+
+
+def next_command(err):
+    """Words of the command that a command says comes next, as a shell reads them when it is pasted."""
+    (line,) = [line for line in err.splitlines() if "Next:  patchcert " in line]
+    return shlex.split(line.partition("Next:  patchcert ")[2])
 
 
 @pytest.fixture
