@@ -7,6 +7,8 @@ import os
 import numpy as np
 import pytest
 
+from .held import NETWORK, Hold
+
 NUM_IMAGES, IMAGES_PER_PART = 300, 10
 _FAULTS, _AGAIN = collections.Counter(), collections.Counter()
 
@@ -19,10 +21,24 @@ if os.environ.get("PATCHCERT_CHAOS") == "1":
 
 
 def pytest_collection_modifyitems(items):
-    if os.environ.get("PATCHCERT_CHAOS") != "1":
-        for item in items:
-            if os.sep + "chaos" + os.sep in str(item.path):
+    for item in items:
+        if os.sep + "chaos" + os.sep in str(item.path):
+            item.add_marker(pytest.mark.ray)
+            if os.environ.get("PATCHCERT_CHAOS") != "1":
                 item.add_marker(pytest.mark.skip(reason="takes minutes: make test-chaos (PATCHCERT_CHAOS=1)"))
+
+
+def pytest_sessionfinish(session):
+    """Passes the counts to the process that reports, if that is another one (pytest-xdist)."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["chaos"] = [dict(_FAULTS), dict(_AGAIN)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    faults, again = getattr(node, "workeroutput", {}).get("chaos", ({}, {}))
+    _FAULTS.update(faults)
+    _AGAIN.update(again)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -54,16 +70,28 @@ def lost():
     return count
 
 
+@pytest.fixture
+def hold(tmp_path):
+    """Holds the work of one command line."""
+    return Hold(tmp_path / "held")
+
+
+@pytest.fixture(scope="module")
+def held_here(tmp_path_factory):
+    """Holds the work of the cluster that a module of tests starts."""
+    return Hold(tmp_path_factory.mktemp("held") / "marks")
+
+
 @pytest.fixture(scope="session")
 def small_recipe():
-    """Column smoothing of digits with a small network and a short training."""
+    """Column smoothing of digits with a small network, which can be held, and a short training."""
     from patchcert.recipes import find_recipe
 
     recipe = find_recipe("column4-digits")
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, limit=NUM_IMAGES, validation_size=20),
-        classifier=dataclasses.replace(recipe.classifier, width=0.25),
+        classifier=dataclasses.replace(recipe.classifier, network=NETWORK, width=1.0, dropout=0.0),
         training=dataclasses.replace(recipe.training, epochs=6, batch_size=20, views_per_image=8, checkpoint_every=1),
         study=dataclasses.replace(recipe.study, patches=("1x1", "5x5")),
     )

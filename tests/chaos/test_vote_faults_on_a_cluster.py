@@ -10,18 +10,20 @@ import pytest
 from processes import processes_named
 
 from .conftest import IMAGES_PER_PART, NUM_IMAGES, stamps
+from .held import UNLIMITED
 
-ACTOR, ANSWERER = "MapWorker(MapBatches(VoteWorker))", "ray::_AnswerPart"
+ACTOR = "MapWorker(MapBatches(VoteWorker))"
 pytestmark = pytest.mark.timeout(2400)
 
 
 class SmallCluster:
     """A head and two nodes of one CPU each, every one with its own raylet."""
 
-    def __init__(self):
+    def __init__(self, hold):
         import ray
         from ray.cluster_utils import Cluster
 
+        self._hold = hold
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20},
@@ -30,7 +32,8 @@ class SmallCluster:
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
 
     def _add(self):
-        return self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        with self._hold.over_what_starts():
+            return self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
     def lose_a_node(self, *, notice=False):
         """Ends a node and starts another in its place."""
@@ -45,25 +48,30 @@ class SmallCluster:
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(held_here):
     from patchcert.stages.cluster import set_environment
 
     set_environment(embedded=True, verbose=False)
-    cluster = SmallCluster()
+    cluster = SmallCluster(held_here)
     yield cluster
     cluster.shutdown()
 
 
-def kill_newest(words):
-    """Kills the youngest process with such a title, or nothing when none is there at this moment."""
-    for process in processes_named(words)[-1:]:
-        os.kill(process, signal.SIGKILL)
-        return True
-    return False
+def kill_voting_actor(table, hold):
+    """Kills an actor that is held in the middle of a part; one may still be starting after the fault before."""
+    deadline = time.monotonic() + 120
+    while True:
+        voting = set(processes_named(ACTOR))
+        for _, _, process in hold.waiting(table):
+            if process in voting:
+                os.kill(process, signal.SIGKILL)
+                return
+        assert time.monotonic() < deadline, "no actor comes back"
+        time.sleep(0.05)
 
 
 def test_table_survives_dying_actors_and_nodes(
-    cluster, fault, lost, same_table, small_recipe, prepared, model_folder, tmp_path
+    cluster, held_here, fault, lost, same_table, small_recipe, prepared, model_folder, tmp_path
 ):
     from patchcert.stages.resources import Resources
     from patchcert.stages.vote import vote
@@ -72,19 +80,19 @@ def test_table_survives_dying_actors_and_nodes(
     receipts, num_faults, written = [], 0, {}
 
     def strike(receipt, progress):
+        """Injects a fault while parts are held in their middle, then lets one more part be written."""
         nonlocal num_faults
         receipts.append(receipt)
         for folder in tmp_path.glob("votes/*"):
             written.update(stamps(folder) | written)
         done = progress.parts_done
-        if receipt.part < 0 or done >= progress.num_parts - 2:
+        if receipt.part < 0:
+            return
+        if done >= progress.num_parts - 2:
+            held_here.allow(parts=UNLIMITED)
             return
         if done % 3 == 1:
-            # Parts come in bursts; an actor may still be starting after the kill before.
-            deadline = time.monotonic() + 120
-            while not kill_newest(ACTOR):
-                assert time.monotonic() < deadline, "no actor comes back"
-                time.sleep(0.1)
+            kill_voting_actor(folder, held_here)
             num_faults += 1
             fault("voting actor killed")
         elif done in (9, 20):
@@ -95,8 +103,11 @@ def test_table_survives_dying_actors_and_nodes(
             cluster.lose_a_node(notice=True)
             num_faults += 1
             fault("node taken away with notice")
+        held_here.allow(parts=done + 1)
 
-    resources = Resources(images_per_part=IMAGES_PER_PART, workers=2, part_timeout=300)
+    held_here.allow(parts=1)
+    # So many that no part is given up, however often the same one is hit.
+    resources = Resources(images_per_part=IMAGES_PER_PART, workers=2, part_timeout=300, part_attempts=20)
     table = vote(small_recipe, prepared["test"], model_folder, Workspace(str(tmp_path)), resources, on_part=strike)
     same_table(Path(table.location))
     assert sorted(receipt.part for receipt in receipts[1:]) == list(range(NUM_IMAGES // IMAGES_PER_PART))
@@ -108,7 +119,7 @@ def test_table_survives_dying_actors_and_nodes(
 
 
 def test_answers_survive_dying_workers(
-    cluster, fault, lost, small_recipe, prepared, model_folder, tmp_path, monkeypatch
+    cluster, held_here, fault, lost, small_recipe, prepared, model_folder, tmp_path, monkeypatch
 ):
     from patchcert.stages import study
     from patchcert.stages.resources import Resources
@@ -117,32 +128,32 @@ def test_answers_survive_dying_workers(
     from patchcert.studies.questions import questions
     from patchcert.workspace import Workspace
 
+    held_here.allow(parts=UNLIMITED)
     resources = Resources(images_per_part=IMAGES_PER_PART, workers=2)
     table = vote(small_recipe, prepared["test"], model_folder, Workspace(str(tmp_path)), resources)
     asked = questions(small_recipe.study, table.views, table.score_floor)
     expected = per_image_table([answer_part(table.read_part(i), table.views, asked) for i in range(table.num_parts)])
-    begun, killed = tmp_path / "begun", 0
-    begun.mkdir()
+    deadly = (5, 15)
+    (marks := tmp_path / "marks").mkdir()
 
     # Local, so that it travels to the workers by value.
     class _AnswerPart(study._AnswerPart):
-        """Writes down that a part was begun."""
+        """Writes down that a part was begun; two parts end their process the first time."""
 
         def __call__(self, part):
-            (begun / f"{part}-{time.time_ns()}").touch()
+            (marks / f"{part}-{time.time_ns()}").touch()
+            if part in deadly and begun(marks, part) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(part)
 
-    def strike(num_images):
-        nonlocal killed
-        if killed < 2 and kill_newest(ANSWERER):
-            killed += 1
-            fault("answering worker killed")
-
     monkeypatch.setattr(study, "_AnswerPart", _AnswerPart)
-    found = per_image_table(study.answer(table, asked, on_part=strike))
-    assert killed == 2 and found.equals(expected)
-    assert {int(path.name.partition("-")[0]) for path in begun.iterdir()} == set(range(table.num_parts))
-    lost("parts of answers", len(list(begun.iterdir())) - table.num_parts, killed)
+    found = per_image_table(study.answer(table, asked))
+    assert found.equals(expected)
+    for part in deadly:
+        assert begun(marks, part) == 2
+        fault("answering worker killed")
+    assert {int(path.name.partition("-")[0]) for path in marks.iterdir()} == set(range(table.num_parts))
+    lost("parts of answers", len(list(marks.iterdir())) - table.num_parts, len(deadly))
 
 
 def dying_worker(deaths, is_deadly):
@@ -176,12 +187,13 @@ def begun(deaths, what):
 
 
 def test_part_that_ends_every_process_is_quarantined(
-    cluster, fault, lost, undisturbed, small_recipe, prepared, model_folder, tmp_path, monkeypatch
+    cluster, held_here, fault, lost, undisturbed, small_recipe, prepared, model_folder, tmp_path, monkeypatch
 ):
     from patchcert.stages import vote as stage
     from patchcert.stages.resources import Resources
     from patchcert.workspace import Workspace
 
+    held_here.allow(parts=UNLIMITED)
     (deaths := tmp_path / "deaths").mkdir()
     worker, computed_once = dying_worker(deaths, 3)
     monkeypatch.setattr(stage, "VoteWorker", worker)
