@@ -8,18 +8,22 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/patchcert demo
 
-# Two processes, then one for all that starts Ray, whose servers need the machine for themselves.
-test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow and not ray" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "not slow and ray"
+# Tests never run in the process that reports: one that ends its own is named there, and the run fails.
+IN_TWO := -n 2 --dist loadfile --max-worker-restart 0
+IN_ONE := -n 1 --max-worker-restart 0
 
-# Whole ways of every defense, suites, broken images, the tracker in a browser.
+# Two processes, then one for all that uses Ray, whose servers need the machine for themselves.
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(IN_TWO) -m "not slow and not ray"
+	$(BIN)/python -m pytest $(IN_ONE) -m "not slow and ray"
+
+# End-to-end runs of every defense, suites, broken images, the tracker in a browser.
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow --timeout 900
+	$(BIN)/python -m pytest $(IN_ONE) -m slow --timeout 900
 
 # Kills actors, nodes, drivers and servers.
 test-chaos: $(VENV)/installed
-	PATCHCERT_CHAOS=1 $(BIN)/python -m pytest tests/chaos -v --timeout 2400
+	PATCHCERT_CHAOS=1 $(BIN)/python -m pytest $(IN_ONE) tests/chaos -v --timeout 2400
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

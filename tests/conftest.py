@@ -172,11 +172,35 @@ def empty_store(tmp_path_factory):
     return path
 
 
-_STARTS_RAY = ("stages", "cli", "jobs", "cluster", "chaos", "test_security.py", "test_suite_run.py")
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """An embedded Ray with four logical CPUs, for all tests of a process that can share one."""
+    from patchcert.stages.cluster import connected, set_environment
+    from patchcert.stages.resources import Resources
+
+    set_environment(embedded=True, verbose=False)
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    with connected(Resources()):
+        context = ray.data.DataContext.get_current()
+        context.execution_options.verbose_progress = False
+        yield ray
+    ray.shutdown()
+
+
+_STARTS_RAY = {"ray_cluster", "finished", "submit"}
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what starts Ray, which needs the machine for itself; all else may run side by side."""
+    """Marks what uses these fixtures; a test that starts a Ray of its own in another way carries the mark itself."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in _STARTS_RAY:
+        if _STARTS_RAY & set(item.fixturenames):
             item.add_marker(pytest.mark.ray)
