@@ -1,19 +1,28 @@
+import contextlib
+import io
 import os
-import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from patchcert.cli import main
+
 
 class CommandLine:
-    """Runs ``patchcert`` as a user does: another process, its exit code, what it printed."""
+    """Runs ``patchcert`` as a user does: another process with a Ray of its own, its exit code, what it printed."""
 
     def __init__(self, folder, patience=500):
         self.folder, self.patience = folder, patience
+        self.changes = {"PATCHCERT_WORK": str(folder / "work"), "COLUMNS": "160"}
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PATCHCERT_")}
-        self.environment |= {"PATCHCERT_WORK": str(folder / "work"), "MLFLOW_TRACKING_URI": "", "COLUMNS": "160"}
-        del self.environment["MLFLOW_TRACKING_URI"]
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
+        self.environment |= self.changes
+
+    def here(self):
+        """The same commands in this process, on the Ray to which it is connected if they need one."""
+        return CommandLineHere(self.folder)
 
     def start(self, *arguments, **options):
         """A running command."""
@@ -45,22 +54,47 @@ class CommandLine:
         return self(*arguments, code=2, **options)[1]
 
 
-def next_command(err):
-    """Words of the command that a command says comes next, as a shell reads them when it is pasted."""
-    (line,) = [line for line in err.splitlines() if "Next:  patchcert " in line]
-    return shlex.split(line.partition("Next:  patchcert ")[2])
+class CommandLineHere(CommandLine):
+    """Runs ``patchcert`` in this process, which spares seconds of imports; all else is as on the command line."""
+
+    def __call__(self, *arguments, code=0, env=None):
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.chdir(self.folder):
+            for name in [name for name in os.environ if name.startswith("PATCHCERT_")]:
+                patch.delenv(name)
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            for name, value in (self.changes | (env or {})).items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                found = main([str(argument) for argument in arguments])
+        assert found == code, f"exit {found}, not {code}\n{out.getvalue()}\n{err.getvalue()}"
+        return out.getvalue(), err.getvalue()
 
 
 @pytest.fixture
 def patchcert(tmp_path):
+    """The command line in processes of their own."""
     return CommandLine(tmp_path)
 
 
+@pytest.fixture
+def here(tmp_path):
+    """The command line in this process."""
+    return CommandLineHere(tmp_path)
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A command line whose work folder holds a small finished run of column4-digits, and that run's output."""
+def finished(tmp_path_factory, empty_store):
+    """The command line in this process; its work folder holds a small run of column4-digits from outside.
+
+    What that printed is its ``output``.
+    """
     command = CommandLine(tmp_path_factory.mktemp("finished"))
-    command.output = command("run", "column4-digits", *SMALL)
+    (command.folder / "work").mkdir()
+    shutil.copy(empty_store, command.folder / "work" / "mlflow.db")
+    output = command("run", "column4-digits", *SMALL)
+    command = command.here()
+    command.output = output
     return command
 
 

@@ -48,34 +48,34 @@ def hub_parquet(path, images, labels):
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
-def test_mistake_is_named_and_leaves_nothing_behind(patchcert, arguments, message):
-    assert message in patchcert.fails(*arguments)
-    left = [os.path.join(place, name) for place, _, names in os.walk(patchcert.folder / "work") for name in names]
+def test_mistake_is_named_and_leaves_nothing_behind(here, arguments, message):
+    assert message in here.fails(*arguments)
+    left = [os.path.join(place, name) for place, _, names in os.walk(here.folder / "work") for name in names]
     assert not [path for path in left if "/data/" not in path], left
 
 
-def test_missing_dataset_says_where_it_was_looked_for_and_what_to_do(patchcert):
-    error = patchcert.fails("prepare", "column2-mnist")
+def test_missing_dataset_says_where_it_was_looked_for_and_what_to_do(here):
+    error = here.fails("prepare", "column2-mnist")
     assert "PATCHCERT_DATA (not set)" in error and "--data.source FOLDER" in error
 
 
-def test_empty_dataset_folder_is_refused(patchcert):
-    (patchcert.folder / "empty").mkdir()
-    assert "holds no images" in patchcert.fails("prepare", "column2-mnist", "--data.source", "empty")
+def test_empty_dataset_folder_is_refused(here):
+    (here.folder / "empty").mkdir()
+    assert "holds no images" in here.fails("prepare", "column2-mnist", "--data.source", "empty")
 
 
-def test_unreadable_image_is_named_with_its_row(patchcert):
+def test_unreadable_image_is_named_with_its_row(here):
     for split in ("train", "test"):
-        hub_parquet(patchcert.folder / "images" / f"{split}-0.parquet", [png(), png()[:40], png()], [0, 1, 2])
-    error = patchcert.fails("prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1")
+        hub_parquet(here.folder / "images" / f"{split}-0.parquet", [png(), png()[:40], png()], [0, 1, 2])
+    error = here.fails("prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1")
     assert "row 1" in error and "train-0.parquet" in error and "quarantine" in error
-    assert not list((patchcert.folder / "work").rglob("dataset.json"))
+    assert not list((here.folder / "work").rglob("dataset.json"))
 
 
-def test_label_out_of_range_is_named_with_its_row(patchcert):
+def test_label_out_of_range_is_named_with_its_row(here):
     for split in ("train", "test"):
-        hub_parquet(patchcert.folder / "images" / f"{split}-0.parquet", [png()] * 3, [0, 10, 2])
-    error = patchcert.fails("prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1")
+        hub_parquet(here.folder / "images" / f"{split}-0.parquet", [png()] * 3, [0, 10, 2])
+    error = here.fails("prepare", "column2-mnist", "--data.source", "images", "--data.validation-size", "1")
     assert "row 1" in error and "10" in error
 
 
@@ -89,12 +89,13 @@ def test_full_disk_is_one_line_and_the_command_goes_on_later(patchcert):
     assert "1,097" in out
 
 
-def test_folder_that_cannot_be_written_is_one_line(patchcert):
-    assert "ResourceError: cannot write /dev/null" in patchcert.fails(
+def test_folder_that_cannot_be_written_is_one_line(here):
+    assert "ResourceError: cannot write /dev/null" in here.fails(
         "prepare", "column4-digits", "--work", "/dev/null/work"
     )
 
 
+@pytest.mark.ray
 def test_ray_that_cannot_start_is_one_line(patchcert):
     error = patchcert.fails("train", "column4-digits", *SMALL, env={"RAY_TMPDIR": "/dev/null/ray"})
     assert "ResourceError: cannot start Ray on this machine: " in error and "Not a directory" in error
@@ -102,10 +103,10 @@ def test_ray_that_cannot_start_is_one_line(patchcert):
     assert not (patchcert.folder / "work" / "models").exists()
 
 
-def test_gpu_that_is_not_there_is_refused(patchcert):
+def test_gpu_that_is_not_there_is_refused(ray_cluster, here):
     if os.path.exists("/proc/driver/nvidia"):
         pytest.skip("this machine has a GPU")
-    error = patchcert.fails("train", "column4-digits", "--resources.device", "cuda", *SMALL)
+    error = here.fails("train", "column4-digits", "--resources.device", "cuda", *SMALL)
     assert "the cluster has 0 GPUs" in error and "--resources.device cpu" in error
 
 

@@ -9,7 +9,7 @@ import time
 import pandas as pd
 import pytest
 
-from .conftest import CommandLine
+from .conftest import CommandLine, CommandLineHere
 
 # Trainings, votes and studies of two models, begun seven times.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -60,22 +60,24 @@ def kill_when_there_is(pattern, command):
 
 
 @pytest.fixture(scope="module")
-def killed_and_repeated(tmp_path_factory):
-    """A suite killed at every stage, and the same command run to its end."""
+def killed_and_repeated(ray_cluster, tmp_path_factory):
+    """A suite killed at every stage, and the same command run to its end in this process."""
     command = CommandLine(tmp_path_factory.mktemp("suite"), patience=PATIENCE)
     work = command.folder / "work"
     command.kept = {}
     for pattern in KILLED_AT.values():
         kill_when_there_is(pattern, command)
         command.kept |= {path: path.stat().st_mtime_ns for path in work.glob("votes/*/part-*.parquet")}
-    command.output = command(*SUITE, *SMALL)
+    kept = command.kept
+    command = command.here()
+    command.kept, command.output = kept, command(*SUITE, *SMALL)
     return command
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
+def untouched(ray_cluster, tmp_path_factory):
     """The same suite without a kill, in a folder of its own."""
-    command = CommandLine(tmp_path_factory.mktemp("untouched"), patience=PATIENCE)
+    command = CommandLineHere(tmp_path_factory.mktemp("untouched"))
     command(*SUITE, *SMALL)
     return command
 
@@ -124,7 +126,7 @@ def test_every_study_and_training_is_recorded_once_however_often_the_suite_runs(
 
 def test_tracker_away_warns_once_and_everything_is_published_once_later(killed_and_repeated, tmp_path):
     """Votes are kept, studies are answered anew while nothing listens where the tracker should be."""
-    command = CommandLine(tmp_path, patience=PATIENCE)
+    command = CommandLineHere(tmp_path)
     shutil.copytree(killed_and_repeated.folder / "work", tmp_path / "work")
     for kind in ("suites", "studies", "mlflow-artifacts"):
         shutil.rmtree(tmp_path / "work" / kind)
@@ -145,7 +147,7 @@ def test_tracker_away_warns_once_and_everything_is_published_once_later(killed_a
 
 def test_failing_experiment_stops_no_other(killed_and_repeated, tmp_path):
     """The weights of one model are damaged behind its back; nothing listens where the tracker should be."""
-    command = CommandLine(tmp_path, patience=PATIENCE)
+    command = CommandLineHere(tmp_path)
     shutil.copytree(killed_and_repeated.folder / "work", tmp_path / "work")
     shutil.rmtree(tmp_path / "work" / "suites")
     for kind in ("votes", "studies"):
@@ -170,10 +172,10 @@ def test_show_and_list_name_suites_and_what_is_there(killed_and_repeated):
     assert "rc-imagenet" in killed_and_repeated("list")[0]
 
 
-def test_mistakes_are_named(patchcert):
-    assert "Did you mean drs-mnist" in patchcert.fails("study", "drs-mnst")
-    assert "no experiment 'column4'" in patchcert.fails("study", "drs-cifar10", "--quick", "--only", "column4")
-    assert "columns4, columns6, rows4, blocks12" in patchcert.fails("show", "drs-cifar10", "--quick", "--only", "x")
+def test_mistakes_are_named(here):
+    assert "Did you mean drs-mnist" in here.fails("study", "drs-mnst")
+    assert "no experiment 'column4'" in here.fails("study", "drs-cifar10", "--quick", "--only", "column4")
+    assert "columns4, columns6, rows4, blocks12" in here.fails("show", "drs-cifar10", "--quick", "--only", "x")
 
 
 def test_a_named_checkpoint_stands_behind_its_rows(killed_and_repeated, tmp_path):
@@ -181,7 +183,7 @@ def test_a_named_checkpoint_stands_behind_its_rows(killed_and_repeated, tmp_path
     work = killed_and_repeated.folder / "work"
     (model,) = (work / "models" / "bandnetrow4-digits-quick").glob("*/config.json")
     wider = [word if word != "0.1" else "0.3" for word in SMALL]
-    out, err = CommandLine(tmp_path, patience=PATIENCE)(
+    out, err = CommandLineHere(tmp_path)(
         *SUITE[:-2], "rows4", *wider, "--models", f"rows4={model.parent}", "--tracking.mode", "off"
     )
     assert "trained" not in err and "band-network, width 0.1; 1 epoch on digits (train)" in " ".join(out.split())

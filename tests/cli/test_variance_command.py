@@ -6,9 +6,9 @@ import sqlite3
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import CommandLine, next_command
+from .conftest import CommandLineHere
 
-# A dozen commands, each of which starts Ray.
+# A dozen commands.
 pytestmark = pytest.mark.slow
 
 TINY = ("--data.limit", "60", "--data.validation-size", "20", "--classifier.width", "0.125", "--views.stride", "3")
@@ -16,17 +16,15 @@ DRAWS = ("--variance.repeats", "20", "--variance.num-draws", "16", "32", "--vari
 
 
 @pytest.fixture(scope="module")
-def voted(tmp_path_factory):
-    command = CommandLine(tmp_path_factory.mktemp("variance"))
-    _, err = command("train", "cropnet12-digits", "--untrained", *TINY)
-    vote = next_command(err)
-    command(*vote)
-    command.checkpoint = vote[-2:]
+def voted(ray_cluster, tmp_path_factory):
+    command = CommandLineHere(tmp_path_factory.mktemp("variance"))
+    command("train", "cropnet12-digits", "--untrained", *TINY)
+    command("vote", "cropnet12-digits", *TINY)
     return command
 
 
 def test_variance_writes_repeats_and_summary_and_repeating_changes_nothing(voted):
-    out, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, *voted.checkpoint)
+    out, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS)
     assert "without repl." in out and "2x2" in out and "60 test images of digits, 20 draws of each" in out
     assert "Raw repeats, figures of each image" in err and "tracker: " in err
     (folder,) = (voted.folder / "work" / "variance").iterdir()
@@ -37,10 +35,10 @@ def test_variance_writes_repeats_and_summary_and_repeating_changes_nothing(voted
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
     _, err = voted("publish", folder)
-    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, *voted.checkpoint)
+    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS)
     assert "was drawn already" in err
     made = (folder / "variance.json").stat().st_mtime_ns
-    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, *voted.checkpoint, "--no-resume")
+    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, "--no-resume")
     assert "was drawn already" not in err and (folder / "variance.json").stat().st_mtime_ns > made
     assert {path: path.read_bytes() for path in before} == before
     with sqlite3.connect(voted.folder / "work" / "mlflow.db") as store:

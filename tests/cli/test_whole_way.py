@@ -29,20 +29,20 @@ def test_help_answers_at_once_and_loads_nothing_heavy(patchcert):
     assert out.startswith("usage: patchcert COMMAND") and out.endswith("[]\n")
 
 
-def test_every_command_of_the_help_exists_and_explains_itself(patchcert):
-    out, _ = patchcert("--help")
+def test_every_command_of_the_help_exists_and_explains_itself(here):
+    out, _ = here("--help")
     commands = [line.split()[0] for line in out.split("commands\n")[1].split("\n\n")[0].splitlines()]
     assert len(commands) == 12
     for command in commands:
         recipe = ["column4-digits"] if command in ("prepare", "train", "vote", "study", "variance", "run") else []
         if command not in ("list", "show"):
-            assert "--work" in patchcert(command, *recipe, "--help")[0]
+            assert "--work" in here(command, *recipe, "--help")[0]
 
 
-def test_list_and_show_name_what_can_be_run_and_set(patchcert):
-    out, _ = patchcert("list")
+def test_list_and_show_name_what_can_be_run_and_set(here):
+    out, _ = here("list")
     assert "column4-digits" in out and "cifar10-jpeg" in out and "randomized cropping" in out
-    out, _ = patchcert("show", "column7-cifar10")
+    out, _ = here("show", "column7-cifar10")
     assert "--views.width 7" in out and "--training.epochs" in out
 
 
@@ -70,7 +70,7 @@ def test_console_is_quiet(finished):
     assert noise == []
 
 
-def test_second_run_does_nothing_again(finished):
+def test_second_run_does_nothing_again(ray_cluster, finished):
     before = table_digests(finished.folder / "work")
     _, err = finished("run", "column4-digits", *SMALL)
     assert "was trained already" in err

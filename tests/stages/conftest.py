@@ -1,36 +1,15 @@
 import dataclasses
+import os
+import shutil
 
 import pytest
 
 from patchcert.data import prepare
 from patchcert.models.checkpoint import initial_classifier, save_checkpoint
 from patchcert.recipes import find_recipe
-from patchcert.stages.cluster import connected
 from patchcert.stages.resources import Resources
+from patchcert.votes import VoteTable
 from patchcert.workspace import Workspace
-
-
-@pytest.fixture(scope="session")
-def ray_cluster():
-    """An embedded Ray with four logical CPUs, for all tests of the session."""
-    import ray
-
-    from patchcert.stages.cluster import set_environment
-
-    set_environment(embedded=True, verbose=False)
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=150 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    with connected(Resources()):
-        context = ray.data.DataContext.get_current()
-        context.execution_options.verbose_progress = False
-        yield ray
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +52,14 @@ def reference(ray_cluster, small_recipe, prepared, model_folder, tmp_path_factor
     workspace = Workspace(str(tmp_path_factory.mktemp("one")))
     resources = Resources(images_per_part=20, workers=1)
     return vote(small_recipe, prepared["test"], model_folder, workspace, resources)
+
+
+@pytest.fixture
+def copied_table(reference, workspace):
+    """A copy of the table of one actor, where voting in the work folder of this test looks for it."""
+    copy = os.path.join(workspace.folder.path("votes"), os.path.basename(reference.location))
+    shutil.copytree(reference.location, copy)
+    return VoteTable.open(copy)
 
 
 @pytest.fixture

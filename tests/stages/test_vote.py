@@ -32,11 +32,11 @@ def test_table_of_two_actors_is_byte_for_byte_that_of_one(reference, small_recip
 
 
 def test_damaged_and_missing_parts_are_computed_again_and_nothing_else(
-    reference, small_recipe, prepared, model_folder, workspace
+    copied_table, reference, small_recipe, prepared, model_folder, workspace
 ):
     from patchcert.stages.vote import vote
 
-    table = vote(small_recipe, prepared["test"], model_folder, workspace, PARTS_OF_20)
+    table = copied_table
     before = digests(table)
     names = [name for name in sorted(before) if name.startswith("part-")]
     os.remove(os.path.join(table.location, "_SUCCESS.json"))
@@ -152,11 +152,11 @@ def test_more_workers_than_cpus_are_refused(ray_cluster, small_recipe, prepared,
 
 
 def test_table_begun_on_another_kind_of_device_is_not_mixed(
-    ray_cluster, small_recipe, prepared, model_folder, workspace
+    copied_table, small_recipe, prepared, model_folder, workspace
 ):
     from patchcert.stages.vote import vote
 
-    table = vote(small_recipe, prepared["test"], model_folder, workspace, PARTS_OF_20)
+    table = copied_table
     os.remove(os.path.join(table.location, "_SUCCESS.json"))
     with open(os.path.join(table.location, "layout.json"), "w") as layout:
         layout.write('{"images_per_part": 20, "device": "cuda"}')
