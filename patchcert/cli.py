@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run_command(words)
         except PatchcertError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(f"{type(error).__name__}: {_pasteable(str(error), words)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -145,7 +145,7 @@ class VoteOptions:
     """Options of ``patchcert vote``."""
 
     checkpoint: str | None = None
-    """Folder or URI of a checkpoint; unset: the recipe's newest model."""
+    """Folder or URI of a checkpoint; unset: the model that was trained with exactly these settings."""
     dry_run: bool = False
     """Say what voting would cost, measured on a few images on the hardware it would run on, and write nothing."""
 
@@ -155,7 +155,9 @@ class StudyOptions:
     """Options of ``patchcert study``."""
 
     votes: str | None = None
-    """Folder or URI of a vote table; unset: the one of the recipe's newest model."""
+    """Folder or URI of a vote table; unset: the one of the checkpoint."""
+    checkpoint: str | None = None
+    """Folder or URI of the checkpoint that voted; unset: the model that was trained with exactly these settings."""
     out: str | None = None
     """Folder for the results; unset: one of its own in the work folder."""
 
@@ -172,7 +174,7 @@ class VarianceOptions(StudyOptions):
 
 def _prepare(words: list[str]) -> None:
     recipe, options, _ = _recipe_command("prepare")(words)
-    pipeline = _pipeline(recipe, options)
+    pipeline = _pipeline(recipe, options, words)
     from rich.table import Table
 
     table = Table("split", "images", "size", "classes", "bad images", "digest", "folder")
@@ -188,28 +190,31 @@ def _prepare(words: list[str]) -> None:
             str(dataset.folder),
         )
     pipeline.terminal.result(table)
-    pipeline.terminal.say(f"Next:  patchcert train {recipe.name}")
+    pipeline.terminal.say(f"Next:  {pipeline.command('train')}")
 
 
 def _train(words: list[str]) -> None:
     recipe, options, extra = _recipe_command("train", TrainOptions)(words)
-    pipeline = _pipeline(recipe, options)
+    pipeline = _pipeline(recipe, options, words)
     if extra.untrained:
-        pipeline.start_untrained()
+        # Nothing but its name leads to a model that nobody trained.
+        named = ("--checkpoint", pipeline.start_untrained())
     else:
+        named = ()
         pipeline.train(resume=extra.resume)
-    pipeline.terminal.say(f"Next:  patchcert vote {recipe.name}")
+    pipeline.terminal.say(f"Next:  {pipeline.command('vote', *named)}")
 
 
 def _vote(words: list[str]) -> int:
     recipe, options, extra = _recipe_command("vote", VoteOptions)(words)
-    pipeline = _pipeline(recipe, options)
+    pipeline = _pipeline(recipe, options, words)
+    named = ("--checkpoint", extra.checkpoint) if extra.checkpoint else ()
     if extra.dry_run:
         pipeline.terminal.result(pipeline.estimate_vote(extra.checkpoint).describe())
-        pipeline.terminal.say(f"Nothing was written. Next:  patchcert vote {recipe.name}")
+        pipeline.terminal.say(f"Nothing was written. Next:  {pipeline.command('vote', *named)}")
         return 0
     table = pipeline.vote(extra.checkpoint)
-    pipeline.terminal.say(f"Next:  patchcert study {recipe.name}")
+    pipeline.terminal.say(f"Next:  {pipeline.command('study', *named)}")
     return _exit_code(table)
 
 
@@ -220,10 +225,12 @@ def _study(words: list[str]) -> None:
         _study_suite(words)
         return
     recipe, options, extra = _recipe_command("study", StudyOptions)(words)
-    pipeline = _pipeline(recipe, options)
+    pipeline = _pipeline(recipe, options, words)
     from patchcert.votes import VoteTable
 
-    result = pipeline.study(VoteTable.open(extra.votes) if extra.votes else None, out=extra.out)
+    _check_one_source(extra)
+    table = VoteTable.open(extra.votes) if extra.votes else None
+    result = pipeline.study(table, checkpoint=extra.checkpoint, out=extra.out)
     _show_study(pipeline, result)
 
 
@@ -290,14 +297,26 @@ def _parsed_suite(words: list[str]) -> tuple[Any, dict[str, Any], Any, Any]:
 
 def _variance(words: list[str]) -> None:
     recipe, options, extra = _recipe_command("variance", VarianceOptions)(words)
-    pipeline = _pipeline(recipe, options)
+    pipeline = _pipeline(recipe, options, words)
     from patchcert.studies.console import variance_table
     from patchcert.votes import VoteTable
 
+    _check_one_source(extra)
     table = VoteTable.open(extra.votes) if extra.votes else None
-    result = pipeline.variance(extra.variance, table, out=extra.out, reuse=extra.resume)
+    result = pipeline.variance(extra.variance, table, checkpoint=extra.checkpoint, out=extra.out, reuse=extra.resume)
     pipeline.terminal.result(variance_table(result.summary))
     pipeline.terminal.say(f"Raw repeats, figures of each image, summary and figure: {result.folder}")
+
+
+def _check_one_source(extra: StudyOptions) -> None:
+    """Raises RecipeError for a vote table and a checkpoint at a time: one of them would have no effect."""
+    from patchcert.errors import RecipeError
+
+    if extra.votes and extra.checkpoint:
+        raise RecipeError(
+            f"--votes {extra.votes} names the vote table, so --checkpoint {extra.checkpoint} has no effect.\n"
+            "  Leave one of them out."
+        )
 
 
 def _exit_code(table: Any) -> int:
@@ -307,7 +326,7 @@ def _exit_code(table: Any) -> int:
 
 def _run(words: list[str]) -> int:
     recipe, options, _ = _recipe_command("run")(words)
-    pipeline = _pipeline(recipe, options)
+    pipeline = _pipeline(recipe, options, words)
     from patchcert.stages.cluster import connected
 
     with connected(options.resources, verbose=options.verbose):
@@ -430,10 +449,27 @@ def _terminal() -> Any:
     return Terminal()
 
 
-def _pipeline(recipe: Any, options: Any) -> Any:
+def _pipeline(recipe: Any, options: Any, words: list[str]) -> Any:
+    from patchcert.next_commands import shared_words
     from patchcert.pipeline import Pipeline
 
-    return Pipeline(recipe, options, _terminal())
+    return Pipeline(recipe, options, _terminal(), shared_words(words, _own_options()))
+
+
+def _own_options() -> set[str]:
+    """Options that only some of the commands of a recipe take."""
+    own = (TrainOptions, VoteOptions, StudyOptions, VarianceOptions)
+    return {field.name.replace("_", "-") for options in own for field in dataclasses.fields(options)}
+
+
+def _pasteable(message: str, words: list[str]) -> str:
+    """A message whose commands name the recipe of this command, with its overrides."""
+    from patchcert.next_commands import shared_words, with_recipe
+    from patchcert.suites import names_suite
+
+    if words[0] not in _RECIPE_COMMANDS or len(words) < 2 or words[1].startswith("-") or names_suite(words[1]):
+        return message
+    return with_recipe(message, shared_words(words[1:], _own_options()))
 
 
 def _show_study(pipeline: Any, result: Any) -> None:
@@ -575,6 +611,8 @@ def _no_arguments(command: str, words: list[str]) -> None:
 
 # What a suite's tables do not fix themselves.
 _SUITE_SECTIONS = ("data", "classifier", "training", "prediction")
+
+_RECIPE_COMMANDS = ("prepare", "train", "vote", "study", "variance", "run")
 
 _DEMO_RECIPES = ("column4-digits", "crop10-digits")
 

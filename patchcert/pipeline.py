@@ -1,9 +1,10 @@
-"""A recipe in; prepared images, a trained model, a vote table and a study with its report out, one method each."""
+"""Runs the stages of one recipe: prepare, train, vote, study, variance."""
 
 import dataclasses
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchcert import __version__
@@ -14,12 +15,24 @@ from patchcert.data.registry import dataset_spec
 from patchcert.data.shards import Spread, in_processes
 from patchcert.data.splits import count_images
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError, RecipeError, StudyError
+from patchcert.errors import RecipeError, StudyError
+from patchcert.models.checkpoint_config import read_checkpoint_config
+from patchcert.next_commands import command_line
 from patchcert.recipes import Recipe
 from patchcert.stages.resources import Resources
 from patchcert.studies.config import VarianceConfig
 from patchcert.studies.results import StudyResult
 from patchcert.tracking import TrackingConfig
+from patchcert.trained_models import (
+    TrainedModel,
+    code_changed,
+    find_model,
+    finished_model,
+    may_be_trained,
+    no_such_model,
+    prepared_training_split,
+    untrained_key,
+)
 from patchcert.votes import VoteTable
 from patchcert.votes.table import QUARANTINE
 from patchcert.workspace import Workspace, canonical_settings
@@ -29,6 +42,7 @@ if TYPE_CHECKING:
     from patchcert.stages.vote import VoteProgress
     from patchcert.stages.vote_worker import Receipt
     from patchcert.studies.variance_results import VarianceResult
+    from patchcert.tracking import TrainingRun
 
 _PROBE_IMAGES = 16
 
@@ -50,11 +64,25 @@ class RunOptions:
 class Pipeline:
     """The stages of one recipe, in a work folder, on one Ray."""
 
-    def __init__(self, recipe: Recipe, options: RunOptions, terminal: Terminal) -> None:
-        """Prepares nothing yet; Ray starts with the first stage that needs it."""
+    def __init__(
+        self, recipe: Recipe, options: RunOptions, terminal: Terminal, words: Sequence[str] | None = None
+    ) -> None:
+        """Prepare nothing yet; Ray starts with the first stage that needs it.
+
+        Args:
+            recipe: what is run.
+            options: where it runs.
+            terminal: for the reader.
+            words: recipe and overrides as they were typed, for commands that the reader is shown; None: the name alone.
+        """
         self.recipe, self.options, self.terminal = recipe, options, terminal
+        self._words = [recipe.name] if words is None else list(words)
         self.workspace = Workspace(options.work)
         self._is_shared = False
+
+    def command(self, name: str, *more: object) -> str:
+        """Return a command of this recipe that can be pasted: ``patchcert NAME RECIPE``, the overrides, and more."""
+        return command_line(name, *self._words, *more)
 
     def _check_work_folder(self) -> None:
         """Once, and before any work: on a cluster, every node must see the work folder."""
@@ -114,7 +142,6 @@ class Pipeline:
         Returns:
             The checkpoint.
         """
-        from patchcert.stages.cluster import connected
         from patchcert.tracking import training_run
 
         recipe = self.recipe
@@ -122,45 +149,78 @@ class Pipeline:
         if recipe.training.split == "train" and "validation" in dataset_spec(recipe.data.dataset).splits:
             splits.append("validation")
         datasets = self.prepare(splits)
-        with connected(self.options.resources, verbose=self.options.verbose):
-            from patchcert.stages.train import train
-
-            started = time.perf_counter()
-            run = training_run(
-                self.options.tracking, self.workspace, recipe, datasets[recipe.training.split], self.terminal.say
+        dataset = datasets[recipe.training.split]
+        started = time.perf_counter()
+        run = training_run(self.options.tracking, self.workspace, recipe, dataset, self.terminal.say)
+        model = finished_model(recipe, dataset, self.workspace) if resume else None
+        if model is None:
+            if resume and (other := code_changed(recipe, dataset, self.workspace)) is not None:
+                self.terminal.say(
+                    f"{recipe.name}: the code of {recipe.classifier.network} changed since {other} was trained: "
+                    "training another model"
+                )
+            model = self._train(datasets, run, resume=resume)
+        run.finish("FINISHED", checkpoint=model)
+        asked = self.options.resources.workers
+        if model.reused and asked and model.workers not in (0, asked):
+            self.terminal.say(
+                f"{recipe.name}: {model.workers} workers trained the model that is there, {asked} are asked for: taken "
+                f"as it is (--no-resume trains it anew)"
             )
-            with self.terminal.progress(f"train {recipe.name}", "epochs") as bar:
-
-                def on_epoch(epoch: int, row: dict[str, float]) -> None:
-                    accuracy = row.get("validation_view_accuracy", row["view_accuracy"])
-                    bar.update(epoch, recipe.training.epochs, f"loss {row['loss']:.3f}, views right {accuracy:.1%}")
-                    run.log_epoch(epoch, row)
-
-                try:
-                    model = train(
-                        recipe, datasets, self.workspace, self.options.resources, resume=resume, on_epoch=on_epoch
-                    )
-                except BaseException:
-                    run.finish("FAILED")
-                    raise
-            run.finish("FINISHED", checkpoint=model)
-        seconds = time.perf_counter() - started
-        done = "was trained already" if model.reused else f"trained in {seconds:.0f} s"
-        self.terminal.say(f"{recipe.name}: {done}, checkpoint {model.folder} (digest {model.digest[:12]})")
+        done = "was trained already" if model.reused else f"trained in {time.perf_counter() - started:.0f} s"
+        self.terminal.say(f"{recipe.name}: {done}, {_named(model.folder, model.digest)}")
         return model.folder
 
-    def find_model(self) -> Folder | None:
-        """The checkpoint that ``train`` would find trained on the connected Ray, or None."""
-        from patchcert.stages.train import find_model
+    def _train(self, datasets: dict[str, PreparedDataset], run: "TrainingRun", *, resume: bool) -> TrainedModel:
+        """Trains on Ray, figures going to the terminal and the tracker."""
+        from patchcert.stages.cluster import connected
 
-        split = self.recipe.training.split
-        return find_model(self.recipe, self.prepare([split])[split], self.workspace, self.options.resources)
+        recipe = self.recipe
+        with (
+            connected(self.options.resources, verbose=self.options.verbose),
+            self.terminal.progress(f"train {recipe.name}", "epochs") as bar,
+        ):
+            from patchcert.stages.train import train
+
+            def on_epoch(epoch: int, row: dict[str, float]) -> None:
+                accuracy = row.get("validation_view_accuracy", row["view_accuracy"])
+                bar.update(epoch, recipe.training.epochs, f"loss {row['loss']:.3f}, views right {accuracy:.1%}")
+                run.log_epoch(epoch, row)
+
+            try:
+                return train(
+                    recipe,
+                    datasets,
+                    self.workspace,
+                    self.options.resources,
+                    resume=resume,
+                    on_epoch=on_epoch,
+                    say=self.terminal.say,
+                )
+            except BaseException:
+                run.finish("FAILED")
+                raise
+
+    def trained_model(self) -> Folder:
+        """Return the checkpoint that was trained with exactly these settings.
+
+        Raises:
+            CheckpointError: there is none; names the nearest, and what it differs in.
+        """
+        # Images are prepared only for a model that nothing else speaks against.
+        dataset = prepared_training_split(self.recipe, self.workspace)
+        if dataset is None and may_be_trained(self.recipe, self.workspace):
+            dataset = self.prepare([self.recipe.training.split])[self.recipe.training.split]
+        folder = None if dataset is None else find_model(self.recipe, dataset, self.workspace)
+        if folder is None:
+            raise no_such_model(self.recipe, dataset, self.workspace)
+        return folder
 
     def start_untrained(self) -> Folder:
-        """Writes a checkpoint with the start weights, to try a pipeline or to time it.
+        """Write a checkpoint with the start weights, to try a pipeline or to time it.
 
         Returns:
-            The checkpoint.
+            The checkpoint; only who names it gets it.
         """
         from patchcert.models.checkpoint import initial_classifier, save_checkpoint
 
@@ -169,29 +229,38 @@ class Pipeline:
         classifier = initial_classifier(
             recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
         )
-        folder = self.workspace.models(recipe.name).folder("untrained")
-        save_checkpoint(classifier, folder, {"recipe": recipe.name, "trained": False})
-        self.workspace.name_latest_model(recipe.name, "untrained")
-        self.terminal.say(f"{recipe.name}: start weights written, nothing was trained: {folder}")
+        folder = self.workspace.models(recipe.name).folder(f"untrained-{untrained_key(recipe, dataset)}")
+        class_names = list(dataset.class_names)
+        digest = save_checkpoint(
+            classifier, folder, {"recipe": recipe.name, "trained": False, "class_names": class_names}
+        )
+        self.terminal.say(f"{recipe.name}: start weights written, nothing was trained: {_named(folder, digest)}")
         return folder
 
     def vote(self, checkpoint: str | None = None) -> VoteTable:
         """Scores all views of the study's split.
 
         Args:
-            checkpoint: folder or URI; None: the recipe's newest model.
+            checkpoint: folder or URI; None: the model that was trained with exactly the recipe's settings.
 
         Raises:
-            CheckpointError: nothing is trained yet, or the checkpoint was made for something else.
+            CheckpointError: there is no such model, or the checkpoint was made for something else.
         """
         from patchcert.models.checkpoint import load_checkpoint
         from patchcert.stages.cluster import connected
 
         recipe = self.recipe
-        folder = Folder(checkpoint) if checkpoint else self._latest_model()
+        folder = Folder(checkpoint) if checkpoint else self.trained_model()
         dataset = self.prepare([recipe.study.split])[recipe.study.split]
         # A checkpoint of another model is refused before Ray starts.
-        load_checkpoint(folder, classifier=recipe.classifier, views=recipe.views, num_classes=dataset.num_classes)
+        load_checkpoint(
+            folder,
+            classifier=recipe.classifier,
+            views=recipe.views,
+            num_classes=dataset.num_classes,
+            class_names=dataset.class_names,
+        )
+        self._say_model(folder)
         with connected(self.options.resources, verbose=self.options.verbose):
             from patchcert.stages.vote import vote
 
@@ -229,7 +298,7 @@ class Pipeline:
         """What voting would cost, from a few images scored on the hardware it would run on; the work folder stays.
 
         Args:
-            checkpoint: folder or URI; None: the recipe's newest model, or start weights, which are as fast.
+            checkpoint: folder or URI; None: the model of the recipe's settings, or start weights, which are as fast.
         """
         from patchcert.models.checkpoint import initial_classifier, save_checkpoint
         from patchcert.stages.cluster import connected
@@ -247,14 +316,14 @@ class Pipeline:
                 dataset = prepare(few, size, scratch + "/data", splits=[split])[split]
                 num_images = count_images(config, split)
                 note = f"{recipe.data.dataset} is not prepared yet: bad images are counted as good ones"
-            folder = Folder(checkpoint) if checkpoint else self.workspace.latest_model(recipe.name)
+            folder = Folder(checkpoint) if checkpoint else self._model_at_hand()
             if folder is None:
                 folder = Folder(scratch + "/model")
                 classifier = initial_classifier(
                     recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
                 )
                 save_checkpoint(classifier, folder, {})
-                note += ("; " if note else "") + "nothing is trained yet: measured with start weights"
+                note += ("; " if note else "") + "no model of these settings is there: measured with start weights"
             with connected(self.options.resources, verbose=self.options.verbose):
                 from patchcert.stages.estimate import estimate_vote
 
@@ -269,11 +338,14 @@ class Pipeline:
                     say=self.terminal.say,
                 )
 
-    def study(self, table: VoteTable | None = None, *, out: str | None = None) -> StudyResult:
-        """Answers the recipe's questions from a vote table, writes report and figures, and publishes them.
+    def study(
+        self, table: VoteTable | None = None, *, checkpoint: str | None = None, out: str | None = None
+    ) -> StudyResult:
+        """Answer the recipe's questions from a vote table, write report and figures, and publish them.
 
         Args:
-            table: None: the table of the recipe's newest model.
+            table: None: the table of the checkpoint.
+            checkpoint: folder or URI; None: the model that was trained with exactly the recipe's settings.
             out: folder of the results; None: a folder of the study's own in the work folder.
 
         Raises:
@@ -281,7 +353,7 @@ class Pipeline:
         """
         from patchcert.tracking import publish
 
-        result = self.answer(self.find_table() if table is None else table, out=out)
+        result = self.answer(self._asked_table(table, checkpoint), out=out)
         publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
         return result
 
@@ -320,13 +392,20 @@ class Pipeline:
         return self._write_study(table, asked, parts, out, time.perf_counter() - started)
 
     def variance(
-        self, config: VarianceConfig, table: VoteTable | None = None, *, out: str | None = None, reuse: bool = False
+        self,
+        config: VarianceConfig,
+        table: VoteTable | None = None,
+        *,
+        checkpoint: str | None = None,
+        out: str | None = None,
+        reuse: bool = False,
     ) -> "VarianceResult":
-        """Draws views again and again from a vote table, writes how certificates scatter, and publishes it.
+        """Draw views again and again from a vote table, write how certificates scatter, and publish it.
 
         Args:
             config: what is drawn and certified; without patches those of the recipe's study are taken.
-            table: None: the table of the recipe's newest model.
+            table: None: the table of the checkpoint.
+            checkpoint: folder or URI; None: the model that was trained with exactly the recipe's settings.
             out: folder of the results; None: a folder of the study's own in the work folder.
             reuse: take a whole result of the same draws and votes that is there already.
 
@@ -336,7 +415,7 @@ class Pipeline:
         """
         from patchcert.tracking import publish
 
-        result = self.draw(config, self.find_table() if table is None else table, out=out, reuse=reuse)
+        result = self.draw(config, self._asked_table(table, checkpoint), out=out, reuse=reuse)
         publish([result.folder], self.options.tracking, self.workspace, self.terminal.say)
         return result
 
@@ -399,13 +478,17 @@ class Pipeline:
             },
         )
 
-    def find_table(self) -> VoteTable:
-        """The vote table of the recipe's newest model and prepared split."""
-        from patchcert.models.checkpoint import read_checkpoint_config
+    def find_table(self, checkpoint: str | None = None) -> VoteTable:
+        """Return the vote table of a model and the prepared split.
+
+        Args:
+            checkpoint: folder or URI; None: the model that was trained with exactly the recipe's settings.
+        """
         from patchcert.votes.identity import vote_identity
 
+        folder = Folder(checkpoint) if checkpoint else self.trained_model()
         dataset = self.prepare([self.recipe.study.split])[self.recipe.study.split]
-        digest = read_checkpoint_config(self._latest_model())["digest"]
+        digest = self._say_model(folder)
         identity = vote_identity(
             self.recipe.voted_views,
             dataset,
@@ -414,6 +497,14 @@ class Pipeline:
             precision=self.recipe.prediction.precision,
         )
         return VoteTable.open(self.workspace.votes(self.recipe.name, identity), identity)
+
+    def _asked_table(self, table: VoteTable | None, checkpoint: str | None) -> VoteTable:
+        """The table that is given, or that of a model; tells the reader whose votes they are."""
+        if table is None:
+            return self.find_table(checkpoint)
+        digest = str(table.identity["model"])
+        self.terminal.say(f"{self.recipe.name}: votes of the model with digest {digest[:12]}, {table.location}")
+        return table
 
     def _check_views(self, table: VoteTable) -> None:
         """Raises VoteTableError for a table of other views than the recipe's."""
@@ -497,11 +588,17 @@ class Pipeline:
             return None
         return found if found.result_id == result_id(identity) else None
 
-    def _latest_model(self) -> Folder:
-        folder = self.workspace.latest_model(self.recipe.name)
-        if folder is None:
-            raise CheckpointError(
-                f"{self.recipe.name} has no trained model in {self.workspace.folder}.\n"
-                f"  Train it first:  patchcert train {self.recipe.name}"
-            )
-        return folder
+    def _model_at_hand(self) -> Folder | None:
+        """The model of these settings, where that can be told without preparing any image."""
+        dataset = prepared_training_split(self.recipe, self.workspace)
+        return None if dataset is None else find_model(self.recipe, dataset, self.workspace)
+
+    def _say_model(self, folder: Folder) -> str:
+        """Tells the reader which model is used; returns its digest."""
+        digest = str(read_checkpoint_config(folder)["digest"])
+        self.terminal.say(f"{self.recipe.name}: {_named(folder, digest)}")
+        return digest
+
+
+def _named(folder: Folder, digest: str) -> str:
+    return f"checkpoint {folder} (digest {digest[:12]})"

@@ -15,6 +15,7 @@ from patchcert.recipes import Recipe
 from patchcert.studies.config import StudyConfig, VarianceConfig
 from patchcert.studies.results import SUMMARY, StudyResult
 from patchcert.suites import Networks, Suite
+from patchcert.trained_models import may_be_trained
 from patchcert.votes import VoteTable
 from patchcert.votes.table import SUCCESS
 from patchcert.workspace import Workspace, canonical_settings, settings_key
@@ -126,7 +127,7 @@ class SuiteRun:
         found = []
         for name, recipe in self.recipes.items():
             there = {
-                "model": name in self._given or self.workspace.latest_model(recipe.name) is not None,
+                "model": name in self._given or may_be_trained(recipe, self.workspace),
                 "votes": _count(self.workspace, "votes", recipe.name, SUCCESS) > 0,
                 "study": _count(self.workspace, "studies", recipe.name, SUMMARY) > 0,
             }
@@ -163,10 +164,10 @@ class SuiteRun:
             with self._reporting(name):
                 # Images are prepared before models are trained side by side: two would write the same files.
                 pipeline.prepare(_splits(recipe))
-                if pipeline.find_model() is None:
-                    waiting[key] = pipeline
-                else:
+                if may_be_trained(recipe, self.workspace):
                     models[key] = pipeline.train()
+                else:
+                    waiting[key] = pipeline
         return models | self._side_by_side(waiting, slots(cluster, resources), cluster)
 
     def _side_by_side(self, waiting: dict[str, Pipeline], most: int, cluster: Mapping[str, float]) -> dict[str, Folder]:

@@ -7,11 +7,9 @@ import os
 from typing import Any
 
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError
 from patchcert.votes.table import Identity, fingerprint
 
 DEFAULT_WORK = "patchcert-work"
-_LATEST = "latest.json"
 
 
 def canonical_settings(settings: Any) -> dict[str, Any]:
@@ -46,35 +44,12 @@ class Workspace:
         return self.folder.folder(f"training/{recipe_name}-{key}")
 
     def models(self, recipe_name: str) -> Folder:
-        """Folder of a recipe's trained models; ``latest.json`` names the newest."""
+        """Folder of a recipe's models, each in a folder named by the key of its training."""
         return self.folder.folder(f"models/{recipe_name}")
 
     def votes(self, recipe_name: str, identity: Identity) -> Folder:
         """Folder of the vote table with an identity."""
         return self.folder.folder(f"votes/{recipe_name}-{fingerprint(identity)[:8]}")
-
-    def latest_model(self, recipe_name: str) -> Folder | None:
-        """The newest trained model of a recipe, or None.
-
-        Raises:
-            CheckpointError: the file that names it is damaged.
-            DatasetError: it names a folder elsewhere.
-        """
-        models = self.models(recipe_name)
-        if not models.exists(_LATEST):
-            return None
-        try:
-            key = json.loads(models.read(_LATEST))["key"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{models}/{_LATEST} is damaged: {type(error).__name__}: {error}.\n"
-                f"  Delete it, then:  patchcert train {recipe_name}"
-            ) from None
-        return models.folder(str(key))
-
-    def name_latest_model(self, recipe_name: str, key: str) -> None:
-        """Makes the model ``models/<recipe>/<key>`` the newest."""
-        self.models(recipe_name).write(_LATEST, json.dumps({"key": key}).encode())
 
     def study(self, recipe_name: str, identity: dict[str, Any]) -> Folder:
         """Folder of the results of one study."""

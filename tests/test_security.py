@@ -130,16 +130,6 @@ class TestNamesStayInTheirFolder:
         with pytest.raises(DatasetError, match="leaves its folder"):
             VoteTable.open(vote_table).read_part(0)
 
-    def test_a_newest_model_elsewhere_is_refused_and_a_damaged_name_is_one_clear_error(self, tmp_path):
-        workspace = Workspace(str(tmp_path))
-        workspace.name_latest_model("column4-digits", "../../../elsewhere")
-        with pytest.raises(DatasetError, match="leaves its folder"):
-            workspace.latest_model("column4-digits")
-        for text in ("{", "{}", "[]"):
-            (tmp_path / "models" / "column4-digits" / "latest.json").write_text(text)
-            with pytest.raises(PatchcertError, match=r"latest.json is damaged.*\n  Delete it"):
-                workspace.latest_model("column4-digits")
-
 
 class TestSecretsStaySecret:
     @pytest.mark.parametrize(

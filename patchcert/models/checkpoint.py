@@ -1,8 +1,9 @@
-"""A base classifier in, a folder of config.json and the weights that it names out, and back; nothing is executed."""
+"""Saves base classifiers as config.json and the weights that it names, and loads them; nothing is executed."""
 
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import safetensors
@@ -12,17 +13,17 @@ import torch
 from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError, PatchcertError
 from patchcert.geometry import view_set_from_identity
+from patchcert.models.checkpoint_config import CONFIG, FORMAT, read_checkpoint_config
 from patchcert.models.classifier import BaseClassifier
 from patchcert.models.config import ClassifierConfig
-from patchcert.models.networks import ONE_PASS_NETWORKS, custom_code_digest
+from patchcert.models.custom_code import custom_code_digest, is_custom
+from patchcert.models.networks import ONE_PASS_NETWORKS
 from patchcert.models.one_pass import reads_same_pixels
 
-_FORMAT = 1
-_CONFIG = "config.json"
 # Checkpoints that do not name their weights were written when there was one name for all.
 _UNNAMED_WEIGHTS = "weights.safetensors"
+_SHOWN_NAMES = 10
 _NOT_COMPUTING = ("digest", "provenance", "weights")
-_KEYS = {"classifier", "views", "image_channels", "num_classes", "network_code", "digest"}
 
 
 def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict[str, Any]) -> str:
@@ -41,7 +42,7 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in classifier.state_dict().items()}
     )
     config = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "classifier": classifier.config.to_json(),
         "views": classifier.views.identity(),
         "image_channels": classifier.image_channels,
@@ -53,7 +54,7 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
     config["weights"] = f"weights-{hashlib.sha256(weights).hexdigest()[:12]}.safetensors"
     folder.remove_stale_temporaries()
     folder.write(config["weights"], weights)
-    folder.write(_CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
+    folder.write(CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
     for name in folder.files():
         if name.startswith("weights") and name.endswith(".safetensors") and name != config["weights"]:
             # Weights of the checkpoint before, or of a save that was killed: they cost space, nothing else.
@@ -62,39 +63,13 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
     return str(config["digest"])
 
 
-def read_checkpoint_config(folder: Folder) -> dict[str, Any]:
-    """Reads config.json of a checkpoint folder without touching the weights.
-
-    Raises:
-        CheckpointError: no such folder, not a checkpoint, damaged, or a format of another version.
-    """
-    path = f"{folder}/{_CONFIG}"
-    try:
-        config = json.loads(folder.read(_CONFIG))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} holds no checkpoint: {_CONFIG} is missing.\n  Train one:  patchcert train RECIPE"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}.\n  Restore the folder, or delete it and train again."
-        ) from None
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(
-            f"{path} has checkpoint format {found}, this version reads format {_FORMAT}.\n"
-            "  Use the version of patchcert that wrote it, or train again."
-        )
-    if not _KEYS <= config.keys():
-        raise CheckpointError(
-            f"{path} is damaged: it lacks {', '.join(sorted(_KEYS - config.keys()))}.\n"
-            "  Restore the folder, or delete it and train again."
-        )
-    return config
-
-
 def load_checkpoint(
-    folder: Folder, *, classifier: ClassifierConfig | None = None, views: Any = None, num_classes: int | None = None
+    folder: Folder,
+    *,
+    classifier: ClassifierConfig | None = None,
+    views: Any = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> BaseClassifier:
     """Loads a base classifier and refuses one that was made for something else.
 
@@ -107,12 +82,13 @@ def load_checkpoint(
         views: the view set to read, or None for that of the training. It may differ from it in the starts of its
             views (stride, domain), where the network computes the same of each view.
         num_classes: the expected number of classes, or None.
+        class_names: names of the classes in label order, or None; compared where the checkpoint says its own.
 
     Returns:
         The classifier on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: missing, damaged, or made for another network, encoding, view set or class count.
+        CheckpointError: missing, damaged, or made for another network, encoding, view set or classes.
     """
     config, raw = _read_whole(folder)
     try:
@@ -120,7 +96,7 @@ def load_checkpoint(
         made_views = view_set_from_identity(config["views"])
     except (PatchcertError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}/{_CONFIG} is damaged: {error}.\n  Restore the folder, or delete it and train again."
+            f"{folder}/{CONFIG} is damaged: {error}.\n  Restore the folder, or delete it and train again."
         ) from None
     if classifier is not None and classifier.to_json() != made_with.to_json():
         found, asked = ({"members": 1} | config.to_json() for config in (made_with, classifier))
@@ -138,7 +114,8 @@ def load_checkpoint(
             f"{folder} tells {config['num_classes']} classes apart, the dataset has {num_classes}.\n"
             "  Train a model on this dataset, or choose the dataset it was trained on."
         )
-    if classifier is None and ":" in made_with.network and not made_with.network.startswith("torchvision:"):
+    _check_class_names(folder, config, class_names)
+    if classifier is None and is_custom(made_with.network):
         raise CheckpointError(
             f"{folder} names the network {made_with.network!r}, code that a checkpoint alone may not run.\n"
             f"  Ask for it by name:  --classifier.network {made_with.network}"
@@ -158,6 +135,27 @@ def load_checkpoint(
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: weights do not fit the network {made_with.network!r}: {error}") from None
     return model.eval()
+
+
+def _check_class_names(folder: Folder, config: dict[str, Any], class_names: Sequence[str] | None) -> None:
+    """Raises CheckpointError where label k of a dataset is another class than logit k of a checkpoint."""
+    found = config.get("provenance", {}).get("class_names")
+    if class_names is None or found is None or list(found) == list(class_names):
+        return
+    same = "the same classes in another order" if sorted(found) == sorted(class_names) else "other classes"
+    pairs = enumerate(zip(found, class_names, strict=False))
+    first = next(((label, made, asked) for label, (made, asked) in pairs if made != asked), None)
+    where = "" if first is None else ": label {} is {!r} for the model, {!r} in the images".format(*first)
+    raise CheckpointError(
+        f"{folder} was trained on {same} than the images have{where} "
+        f"(the model: {_listed(found)}; the images: {_listed(class_names)}).\n"
+        "  Vote on the dataset that the model was trained on, or train on this one:  patchcert train RECIPE"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    return f"{shown} and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else shown
 
 
 def _fits(classifier: ClassifierConfig, made_views: Any, views: Any) -> bool:
@@ -198,7 +196,7 @@ def _read_whole(folder: Folder) -> tuple[dict[str, Any], bytes]:
     if _digest(config, raw) != config["digest"]:
         raise CheckpointError(
             f"{folder} was changed after it was written: digest {_digest(config, raw)[:12]} now, "
-            f"{str(config['digest'])[:12]} in {_CONFIG}.\n  Restore the folder, or delete it and train again."
+            f"{str(config['digest'])[:12]} in {CONFIG}.\n  Restore the folder, or delete it and train again."
         )
     return config, raw
 

@@ -1,11 +1,8 @@
-"""A network's name and its input's shape in, a module from views (B, C, h, w) to logits (B, num_classes) out."""
+"""Builds base classifiers' networks by name: modules from views (B, C, h, w) to logits (B, num_classes)."""
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,27 +83,6 @@ def _build_member(
         )
     _check_logits(network, name, num_input_channels, view_size, num_classes)
     return drop_tokens(network, views, name) if config.encoding.removed == "drop" else network
-
-
-def custom_code_digest(name: str) -> str | None:
-    """sha256 of the file that a ``package.module:function`` network is defined in; None for the package's own networks.
-
-    Editing that file can change what a model computes while its weights stay as they are.
-
-    Raises:
-        ModelError: there is no such module.
-    """
-    module_name, colon, _ = name.partition(":")
-    if not colon or module_name == "torchvision":
-        return None
-    try:
-        spec = importlib.util.find_spec(module_name)
-        source = Path(str(spec.origin if spec else None)).read_bytes()
-    except (ImportError, OSError, ValueError) as error:
-        raise ModelError(
-            f"classifier: the code of {name!r} cannot be found: {error}.\n  Put the module on the Python path."
-        ) from None
-    return hashlib.sha256(source).hexdigest()
 
 
 def _custom_network(name: str, num_input_channels: int, view_size: tuple[int, int], num_classes: int) -> nn.Module:

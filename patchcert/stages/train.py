@@ -1,10 +1,11 @@
-"""A recipe and its prepared images in, a trained checkpoint out: Ray Train around the training loop."""
+"""Trains the base classifier of a recipe: Ray Train around the training loop."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import socket
 import tempfile
 import threading
 import time
@@ -19,15 +20,17 @@ from ray.util.queue import Empty, Queue
 
 from patchcert.data import PreparedDataset
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError, PatchcertError, TrainingError
-from patchcert.models.checkpoint import initial_classifier, save_checkpoint, verify_checkpoint
+from patchcert.errors import ModelError, PatchcertError, TrainingError
+from patchcert.models.checkpoint import initial_classifier, save_checkpoint
 from patchcert.models.config import ClassifierConfig
+from patchcert.models.custom_code import custom_code_digest
 from patchcert.stages.cluster import WorkerShare, thread_variables, worker_share
 from patchcert.stages.resources import Resources
+from patchcert.trained_models import TrainedModel, finished_model, training_key
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import MemoryFeed, open_feed
-from patchcert.training.loop import Trainer, view_accuracy
-from patchcert.workspace import Workspace, canonical_settings, settings_key
+from patchcert.training.loop import Trainer, view_accuracy, workers_of_epochs
+from patchcert.workspace import Workspace, canonical_settings
 
 _STATE = "state.pt"
 # Ray's list of the checkpoints of a run, and how it names them.
@@ -44,6 +47,7 @@ class TrainJob:
 
     Attributes:
         key: fingerprint of all settings; a checkpoint of another key is refused.
+        code: digest of the code of a user's own network; a worker that finds other code refuses to train.
         views: the view set.
         classifier: network and encoding.
         training: the loop's settings.
@@ -54,6 +58,7 @@ class TrainJob:
     """
 
     key: str
+    code: str | None
     views: Any
     classifier: ClassifierConfig
     training: TrainingConfig
@@ -61,23 +66,6 @@ class TrainJob:
     validation_folder: str | None
     num_cpus: int
     unlisted: ray.train.Checkpoint | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedModel:
-    """A finished training run.
-
-    Attributes:
-        folder: the checkpoint.
-        digest: of the checkpoint.
-        epochs: one row of figures per epoch that this call trained; empty when the model was there already.
-        reused: whether the model was there already.
-    """
-
-    folder: Folder
-    digest: str
-    epochs: list[EpochRow]
-    reused: bool
 
 
 def train(
@@ -88,11 +76,12 @@ def train(
     *,
     resume: bool = True,
     on_epoch: Callable[[int, EpochRow], None] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> TrainedModel:
-    """Trains a recipe's base classifier on the connected Ray cluster.
+    """Train a recipe's base classifier on the connected Ray cluster.
 
     A run is named by the fingerprint of its settings and of its data: the same call again continues after the last
-    saved epoch, or returns the finished model.
+    saved epoch, also with another number of workers, or returns the finished model.
 
     Args:
         recipe: views, classifier and training settings.
@@ -101,34 +90,41 @@ def train(
         resources: workers and devices.
         resume: False starts over.
         on_epoch: called in this process with (epoch number, figures) after each epoch.
+        say: takes lines for the reader.
 
     Raises:
         CheckpointError: the finished model is damaged.
+        ModelError: a worker cannot import the network's code, or finds another.
         TrainingError: the loss diverged, a saved state cannot be read, or workers failed more often than allowed.
         ResourceError: the hardware asked for is not there.
     """
     dataset = datasets[recipe.training.split]
     validation = datasets.get("validation") if recipe.training.split == "train" else None
+    if resume and (finished := finished_model(recipe, dataset, workspace)) is not None:
+        return finished
     share = worker_share(ray, resources, training=True)
-    key = training_key(recipe, dataset, share.num_workers)
-    models = workspace.models(recipe.name)
-    if resume and models.folder(key).exists("config.json"):
-        digest = _digest_of_whole(models.folder(key))
-        workspace.name_latest_model(recipe.name, key)
-        return TrainedModel(folder=models.folder(key), digest=digest, epochs=[], reused=True)
+    key = training_key(recipe, dataset)
     run_name = f"{recipe.name}-{key}" + ("" if resume else f"-{int(time.time())}")
+    run_folder = workspace.folder.folder(f"training/{run_name}")
     epochs: list[EpochRow] = []
-    state = _finished_state(workspace.folder.folder(f"training/{run_name}"), key, recipe.training.epochs)
-    if state is None:
+    # The driver may have died after the last epoch, before the model was written; or the model is gone.
+    _, state = next(_saved_states(run_folder, key), (None, {"next_epoch": 0}))
+    if state["next_epoch"] < recipe.training.epochs:
+        if say is not None and state["next_epoch"] and (before := workers_of_epochs(state)[-1][0]) != share.num_workers:
+            say(
+                f"{recipe.name}: was begun by {before} workers, goes on after epoch {state['next_epoch']} "
+                f"with {share.num_workers}"
+            )
         job = TrainJob(
             key=key,
+            code=custom_code_digest(recipe.classifier.network),
             views=recipe.views,
             classifier=recipe.classifier,
             training=recipe.training,
             train_folder=str(dataset.folder),
             validation_folder=str(validation.folder) if validation is not None and validation.num_rows else None,
             num_cpus=share.num_cpus,
-            unlisted=_unlisted_state(workspace.folder.folder(f"training/{run_name}"), key),
+            unlisted=_unlisted_state(run_folder, key),
         )
         with _reports(epochs, on_epoch) as board:
             state = _fit(job, run_name, workspace, share, resources.max_failures, board)
@@ -139,40 +135,19 @@ def train(
     provenance = {
         "recipe": recipe.name,
         "key": key,
+        "pretrained": recipe.classifier.pretrained,
         "training": canonical_settings(recipe.training),
         "dataset": {"name": dataset.name, "split": dataset.split, "digest": dataset.digest},
         "class_names": list(dataset.class_names),
-        "workers": share.num_workers,
+        "workers": workers_of_epochs(state)[-1][0],
+        "workers_of_epochs": workers_of_epochs(state),
         "cpus_per_worker": share.num_cpus,
         "device": "cuda" if share.num_gpus else "cpu",
         "last_epoch": epochs[-1] if epochs else None,
     }
-    folder = models.folder(key)
-    digest = save_checkpoint(classifier, folder, provenance)
-    workspace.name_latest_model(recipe.name, key)
-    return TrainedModel(folder=folder, digest=digest, epochs=epochs, reused=False)
-
-
-def find_model(recipe: Any, dataset: PreparedDataset, workspace: Workspace, resources: Resources) -> Folder | None:
-    """The finished model that ``train`` would return on the connected Ray cluster, or None."""
-    key = training_key(recipe, dataset, worker_share(ray, resources, training=True).num_workers)
     folder = workspace.models(recipe.name).folder(key)
-    return folder if folder.exists("config.json") else None
-
-
-def training_key(recipe: Any, dataset: PreparedDataset, num_workers: int) -> str:
-    """Fingerprint of everything that changes the trained weights.
-
-    Their last digits also follow the device and the CPUs of a worker, because sums are split among threads; a run that
-    is resumed with the same gives the same weights, bit by bit. Both stand in the checkpoint's provenance.
-    """
-    return settings_key(
-        recipe.views.identity(),
-        recipe.classifier.to_json() | {"pretrained": recipe.classifier.pretrained},
-        canonical_settings(recipe.training),
-        dataset.digest,
-        num_workers,
-    )
+    digest = save_checkpoint(classifier, folder, provenance)
+    return TrainedModel(folder=folder, digest=digest, epochs=epochs, reused=False, workers=provenance["workers"])
 
 
 def _fit(
@@ -215,13 +190,14 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(job.num_cpus)
+    _check_code(job)
     dataset = PreparedDataset.open(job.train_folder)
     classifier = initial_classifier(
         job.classifier, job.views, dataset.num_channels, dataset.num_classes, job.training.seed
     ).to(device)
     parallel = ray.train.torch.prepare_model(classifier) if world_size > 1 else None
     feed = open_feed(dataset, job.training, rank=rank, world_size=world_size)
-    trainer = Trainer(classifier, job.training, feed, device, rank=rank, parallel=parallel)
+    trainer = Trainer(classifier, job.training, feed, device, rank=rank, num_workers=world_size, parallel=parallel)
     checkpoint = ray.train.get_checkpoint() or job.unlisted
     if checkpoint is not None:
         trainer.load_state(_load_state(checkpoint, job.key))
@@ -248,6 +224,17 @@ def _train_worker(config: dict[str, Any]) -> None:
             ray.train.report(row)
 
 
+def _check_code(job: TrainJob) -> None:
+    """Raises ModelError where this worker would build another network than the driver."""
+    found = custom_code_digest(job.classifier.network)
+    if found != job.code:
+        raise ModelError(
+            f"classifier: a worker on {socket.gethostname()} finds other code of {job.classifier.network!r} than this "
+            f"machine: sha256 {str(found)[:12]} there, {str(job.code)[:12]} here.\n"
+            "  Give all machines the same files, for example with the py_modules of a runtime environment."
+        )
+
+
 def _validation_batches(job: TrainJob) -> list[Any]:
     if job.validation_folder is None:
         return []
@@ -257,24 +244,6 @@ def _validation_batches(job: TrainJob) -> list[Any]:
     settings = dataclasses.replace(job.training, batch_size=batch)
     batches = list(MemoryFeed(dataset, settings, rank=0, world_size=1).epoch(0))
     return batches[: max(1, rows // batch)]
-
-
-def _digest_of_whole(folder: Folder) -> str:
-    """Digest of a finished model whose bytes still have it: else the damage would show at voting only."""
-    try:
-        return verify_checkpoint(folder)
-    except CheckpointError as error:
-        problem = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{problem}\n  Restore the folder, or delete it and repeat the same command: the model is written again "
-            "from the last saved training state, or trained again where that is gone."
-        ) from None
-
-
-def _finished_state(folder: Folder, key: str, epochs: int) -> dict[str, Any] | None:
-    """The state after the last epoch, where a run got so far and its model was not written, or is gone."""
-    _, newest = next(_saved_states(folder, key), (None, {"next_epoch": 0}))
-    return newest if newest["next_epoch"] >= epochs else None
 
 
 def _unlisted_state(folder: Folder, key: str) -> ray.train.Checkpoint | None:

@@ -259,7 +259,13 @@ def plan_table(
         ResourceError: the hardware asked for is not there.
         VoteTableError: the table was begun on another kind of device, whose scores differ in the last digits.
     """
-    load_checkpoint(model_folder, classifier=recipe.classifier, views=recipe.views, num_classes=dataset.num_classes)
+    load_checkpoint(
+        model_folder,
+        classifier=recipe.classifier,
+        views=recipe.views,
+        num_classes=dataset.num_classes,
+        class_names=dataset.class_names,
+    )
     digest = read_checkpoint_config(model_folder)["digest"]
     identity = vote_identity(
         recipe.voted_views,

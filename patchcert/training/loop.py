@@ -1,4 +1,4 @@
-"""A base classifier and a feed in, a trained classifier and the figures of each epoch out; one process of many."""
+"""The training loop of one process, alone or among several that train together."""
 
 import dataclasses
 import time
@@ -54,6 +54,7 @@ class Trainer:
         device: torch.device,
         *,
         rank: int = 0,
+        num_workers: int = 1,
         parallel: nn.Module | None = None,
     ) -> None:
         """Prepares optimizer and schedule.
@@ -64,6 +65,7 @@ class Trainer:
             feed: batches of this worker.
             device: where to compute.
             rank: this worker's number.
+            num_workers: processes that train together, each with a feed of its own rank.
             parallel: the classifier wrapped for data-parallel training, when there are several workers.
         """
         self.classifier, self.config, self.feed, self.device, self.rank = classifier, config, feed, device, rank
@@ -72,6 +74,8 @@ class Trainer:
         self.objective = Objective(config, classifier.views, device)
         self._views_per_image = config.views_per_image or classifier.views.num_views
         self.next_epoch = 0
+        self._num_workers = num_workers
+        self._workers_of_epochs: list[list[int]] = []
         self.total_steps = config.epochs * feed.steps_per_epoch
 
     def run_epoch(self) -> EpochFigures:
@@ -100,6 +104,9 @@ class Trainer:
                 self._check(losses, epoch, rate)
         self._check(losses, epoch, rate)
         self.next_epoch = epoch + 1
+        if not self._workers_of_epochs or self._workers_of_epochs[-1][0] != self._num_workers:
+            self._workers_of_epochs.append([self._num_workers, 0])
+        self._workers_of_epochs[-1][1] += 1
         return EpochFigures(
             loss=float(torch.stack(losses).mean()),
             view_accuracy=int(correct) / num_views,
@@ -159,13 +166,24 @@ class Trainer:
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "next_epoch": self.next_epoch,
+            "workers_of_epochs": [list(entry) for entry in self._workers_of_epochs],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned."""
+        """Continue from what ``state`` returned, with any number of workers.
+
+        Nothing in a state belongs to one worker: the batches of an epoch are dealt out anew among as many as there are.
+        """
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.next_epoch = int(state["next_epoch"])
+        self._workers_of_epochs = workers_of_epochs(state)
+
+
+def workers_of_epochs(state: dict[str, Any]) -> list[list[int]]:
+    """Return how many workers trained how many epochs of a saved state, in order: [[workers, epochs], ...]."""
+    # States without it are of versions that went on with one worker only, under the name that a run has now.
+    return [list(entry) for entry in state.get("workers_of_epochs", [[1, int(state["next_epoch"])]])]
 
 
 @torch.inference_mode()

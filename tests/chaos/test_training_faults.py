@@ -77,7 +77,8 @@ def test_checkpoint_of_other_settings_is_refused(ray_here, held_here, small_reci
 
     from patchcert.errors import TrainingError
     from patchcert.stages.resources import Resources
-    from patchcert.stages.train import train, training_key
+    from patchcert.stages.train import train
+    from patchcert.trained_models import training_key
     from patchcert.workspace import Workspace
 
     held_here.allow(epochs=UNLIMITED)
@@ -86,12 +87,12 @@ def test_checkpoint_of_other_settings_is_refused(ray_here, held_here, small_reci
     train(short, prepared, workspace, resources)
     other = dataclasses.replace(short, training=dataclasses.replace(short.training, learning_rate=1e-4, epochs=2))
     names = [
-        workspace.training(recipe.name, training_key(recipe, prepared["train"], 1)).path() for recipe in (short, other)
+        workspace.training(recipe.name, training_key(recipe, prepared["train"])).path() for recipe in (short, other)
     ]
     shutil.copytree(*names)
     with pytest.raises(TrainingError, match=r"belongs to run [0-9a-f]{8}, not to [0-9a-f]{8}"):
         train(other, prepared, workspace, resources)
-    assert workspace.latest_model(small_recipe.name).path().endswith(training_key(short, prepared["train"], 1))
+    assert workspace.models(small_recipe.name).folders() == [training_key(short, prepared["train"])]
 
 
 class Server:

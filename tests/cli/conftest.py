@@ -1,6 +1,7 @@
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,12 @@ class CommandLineHere(CommandLine):
                 found = main([str(argument) for argument in arguments])
         assert found == code, f"exit {found}, not {code}\n{out.getvalue()}\n{err.getvalue()}"
         return out.getvalue(), err.getvalue()
+
+
+def next_command(err):
+    """Words of the command that a command says comes next, as a shell reads them when it is pasted."""
+    (line,) = [line for line in err.splitlines() if "Next:  patchcert " in line]
+    return shlex.split(line.partition("Next:  patchcert ")[2])
 
 
 @pytest.fixture

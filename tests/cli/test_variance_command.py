@@ -6,7 +6,7 @@ import sqlite3
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import CommandLineHere
+from .conftest import CommandLineHere, next_command
 
 # A dozen commands.
 pytestmark = pytest.mark.slow
@@ -18,13 +18,15 @@ DRAWS = ("--variance.repeats", "20", "--variance.num-draws", "16", "32", "--vari
 @pytest.fixture(scope="module")
 def voted(ray_cluster, tmp_path_factory):
     command = CommandLineHere(tmp_path_factory.mktemp("variance"))
-    command("train", "cropnet12-digits", "--untrained", *TINY)
-    command("vote", "cropnet12-digits", *TINY)
+    _, err = command("train", "cropnet12-digits", "--untrained", *TINY)
+    vote = next_command(err)
+    command(*vote)
+    command.checkpoint = vote[-2:]
     return command
 
 
 def test_variance_writes_repeats_and_summary_and_repeating_changes_nothing(voted):
-    out, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS)
+    out, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, *voted.checkpoint)
     assert "without repl." in out and "2x2" in out and "60 test images of digits, 20 draws of each" in out
     assert "Raw repeats, figures of each image" in err and "tracker: " in err
     (folder,) = (voted.folder / "work" / "variance").iterdir()
@@ -35,10 +37,10 @@ def test_variance_writes_repeats_and_summary_and_repeating_changes_nothing(voted
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
     _, err = voted("publish", folder)
-    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS)
+    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, *voted.checkpoint)
     assert "was drawn already" in err
     made = (folder / "variance.json").stat().st_mtime_ns
-    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, "--no-resume")
+    _, err = voted("variance", "cropnet12-digits", *TINY, *DRAWS, *voted.checkpoint, "--no-resume")
     assert "was drawn already" not in err and (folder / "variance.json").stat().st_mtime_ns > made
     assert {path: path.read_bytes() for path in before} == before
     with sqlite3.connect(voted.folder / "work" / "mlflow.db") as store:

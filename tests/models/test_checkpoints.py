@@ -17,7 +17,7 @@ from patchcert.errors import CheckpointError
 from patchcert.geometry import BandViews, BlockViews, CropViews
 from patchcert.models.checkpoint import initial_classifier, load_checkpoint, read_checkpoint_config, save_checkpoint
 from patchcert.models.config import ClassifierConfig
-from patchcert.models.networks import custom_code_digest
+from patchcert.models.custom_code import custom_code_digest
 from patchcert.views.encoding import EncodingConfig
 
 VIEWS = BandViews(image_size=(9, 12), width=4)
@@ -404,3 +404,29 @@ class _Payload:
 
     def __reduce__(self):
         return open, (self.path, "w")
+
+
+class TestClassNames:
+    NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+    @pytest.fixture
+    def named(self, folder):
+        save_checkpoint(small_classifier(), folder, {"class_names": list(self.NAMES)})
+        return folder
+
+    def test_the_same_names_in_the_same_order_are_taken(self, named, tmp_path):
+        assert load_checkpoint(named, class_names=self.NAMES).num_classes == 5
+        save_checkpoint(small_classifier(), Folder(tmp_path / "unnamed"), {})
+        assert load_checkpoint(Folder(tmp_path / "unnamed"), class_names=self.NAMES).num_classes == 5
+
+    def test_the_same_names_in_another_order_are_refused_with_both(self, named):
+        message = (
+            r"was trained on the same classes in another order than the images have: label 1 is 'bee' for the model, "
+            r"'cat' in the images \(the model: ant, bee, cat, dog, elk; the images: ant, cat, bee, dog, elk\)"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(named, class_names=("ant", "cat", "bee", "dog", "elk"))
+
+    def test_other_names_are_refused(self, named):
+        with pytest.raises(CheckpointError, match=r"other classes .*: label 4 is 'elk' for the model, 'emu' in the"):
+            load_checkpoint(named, class_names=("ant", "bee", "cat", "dog", "emu"))

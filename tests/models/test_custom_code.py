@@ -8,7 +8,7 @@ from patchcert.errors import CheckpointError, ModelError
 from patchcert.geometry import BandViews
 from patchcert.models.checkpoint import initial_classifier, load_checkpoint, save_checkpoint
 from patchcert.models.config import ClassifierConfig
-from patchcert.models.networks import custom_code_digest
+from patchcert.models.custom_code import custom_code_digest
 
 SOURCE = """
 from torch import nn

@@ -10,6 +10,7 @@ import torch
 from patchcert.errors import CheckpointError, TrainingError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.stages.resources import Resources
+from patchcert.trained_models import find_model
 from patchcert.workspace import Workspace
 
 ONE_CPU = Resources(cpus_per_worker=1)
@@ -33,13 +34,13 @@ def trained(ray_cluster, small_recipe, prepared, tmp_path_factory):
     return workspace, model, rows
 
 
-def test_training_reports_every_epoch_to_the_driver_and_leaves_a_checkpoint(trained, small_recipe):
+def test_training_reports_every_epoch_to_the_driver_and_leaves_a_checkpoint(trained, small_recipe, prepared):
     workspace, model, rows = trained
     assert [epoch for epoch, _ in rows] == [1, 2, 3]
     assert all(row["images_per_second"] > 0 and 0 <= row["validation_view_accuracy"] <= 1 for _, row in rows)
     classifier = load_checkpoint(model.folder, classifier=small_recipe.classifier, views=small_recipe.views)
     assert classifier.num_classes == 10
-    assert str(workspace.latest_model(small_recipe.name)) == str(model.folder)
+    assert find_model(small_recipe, prepared["train"], workspace).uri == model.folder.uri
 
 
 def test_second_call_takes_the_finished_model(trained, small_recipe, prepared):
