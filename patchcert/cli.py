@@ -381,26 +381,24 @@ def _publish(words: list[str]) -> None:
     from patchcert.workspace import Workspace
 
     terminal = _terminal()
-    published = publish(folders, options.tracking, Workspace(options.work), terminal.say)
-    if len(published) == len(folders):
+    # The only purpose of this command: a tracker that fails is an error here, in both modes that record.
+    tracking = options.tracking
+    if tracking.mode == "on":
+        tracking = dataclasses.replace(tracking, mode="strict")
+    published = publish(folders, tracking, Workspace(options.work), terminal.say)
+    if tracking.mode == "off":
+        terminal.say("nothing was recorded, as --tracking.mode off asks")
+    else:
         terminal.say(f"published {len(published)} studies; repeating this changes nothing")
 
 
-def _ui(words: list[str]) -> None:
+def _ui(words: list[str]) -> int:
     options, extra = _folder_options("ui", [], words, UiOptions)[1:]
-    import os
-    import subprocess
-
-    from patchcert.tracking import tracking_uri, ui_command
+    from patchcert.tracking import serve_pages, tracking_uri
     from patchcert.workspace import Workspace
 
-    command = ui_command(tracking_uri(options.tracking.uri, Workspace(options.work).folder), extra.port)
-    terminal = _terminal()
-    if command.arguments:
-        terminal.say(f"The tracker's pages are at {command.address} until you press Ctrl-C")
-        subprocess.run(command.arguments, env=os.environ | command.environment, check=False)
-    else:
-        terminal.say(f"The tracker's pages are at {command.address}")
+    uri = tracking_uri(options.tracking.uri, Workspace(options.work).folder)
+    return serve_pages(uri, extra.port, _terminal().say)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

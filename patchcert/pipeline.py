@@ -22,7 +22,7 @@ from patchcert.recipes import Recipe
 from patchcert.stages.resources import Resources
 from patchcert.studies.config import VarianceConfig
 from patchcert.studies.results import StudyResult
-from patchcert.tracking import TrackingConfig
+from patchcert.tracking import TrackingConfig, check_address
 from patchcert.trained_models import (
     TrainedModel,
     code_changed,
@@ -78,6 +78,8 @@ class Pipeline:
         self.recipe, self.options, self.terminal = recipe, options, terminal
         self._words = [recipe.name] if words is None else list(words)
         self.workspace = Workspace(options.work)
+        if options.tracking.mode != "off":
+            check_address(options.tracking.uri)
         self._is_shared = False
 
     def command(self, name: str, *more: object) -> str:

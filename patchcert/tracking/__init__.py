@@ -1,4 +1,4 @@
-"""Result folders and training figures in, MLflow runs out; files are the truth, and no failure here fails a job."""
+"""Records results and trainings in MLflow; files are the truth, and no failure here fails a job."""
 
 import base64
 import contextlib
@@ -6,23 +6,28 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import queue
-import socket
-import sys
 import threading
 import time
-import urllib.parse
-import urllib.request
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from patchcert.data.storage import Folder, masked
 from patchcert.errors import TrackingError
 from patchcert.provenance import environment
+from patchcert.tracking.metrics import answers_table, study_metrics, variance_metrics
+from patchcert.tracking.pages import LOCAL_ADDRESS, page_address, serve_pages, ui_command, view_state
+from patchcert.tracking.store import (
+    artifact_location,
+    check_address,
+    check_answers,
+    database_lock,
+    follow_folder,
+    prepare_environment,
+    tracking_uri,
+)
 from patchcert.workspace import Workspace, canonical_settings
 
 if TYPE_CHECKING:
@@ -31,25 +36,30 @@ if TYPE_CHECKING:
     from patchcert.studies.results import Location, StudyResult
     from patchcert.studies.variance_results import VarianceResult
 
-# Set before mlflow is imported: no telemetry, no chatter, no pickles, seconds instead of minutes for a dying server.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-}
 _RESULT_ID, _TRAINING_KEY, _MODEL_DIGEST = "patchcert.result_id", "patchcert.training_key", "patchcert.model_digest"
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH = 6000, 4900, 36
 _FINISH_SECONDS, _RETRY_SECONDS = 60.0, 5.0
 _VIEW_KEY, _VIEW_RUNS = "patchcert-1", 200
-_CONNECT_SECONDS, _LOCK_SECONDS, _REASON_LENGTH = 5.0, 120.0, 300
-_LOCAL_HOST = "http://127.0.0.1:5000"
+_REASON_START, _REASON_END = 600, 400
 _NOT_IN_MODEL_NAMES = frozenset("/:.%\"'")
 _TABLE = "answers_table.json"
 
 Say = Callable[[str], object]
+
+__all__ = [
+    "PublishedRun",
+    "Tracker",
+    "TrackingConfig",
+    "TrainingRun",
+    "answering",
+    "check_address",
+    "publish",
+    "serve_pages",
+    "study_metrics",
+    "tracking_uri",
+    "training_run",
+    "ui_command",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,23 +85,6 @@ class PublishedRun:
     run_id: str
     experiment_id: str
     link: str
-
-
-def tracking_uri(uri: str | None, work_folder: Folder) -> str:
-    """Chooses the store: what is given, else MLFLOW_TRACKING_URI, else a database file in the work folder.
-
-    Raises:
-        TrackingError: nothing is given, and the work folder is on an object store.
-    """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if chosen:
-        return chosen
-    if not work_folder.is_local:
-        raise TrackingError(
-            f"no tracker is named, and {work_folder} cannot hold one: a database needs a local disk.\n"
-            "  Set MLFLOW_TRACKING_URI or --tracking.uri, or record nothing with --tracking.mode off."
-        )
-    return f"sqlite:///{work_folder.path('mlflow.db')}"
 
 
 def publish(
@@ -121,6 +114,7 @@ def publish(
     ]
     if config.mode == "off":
         return []
+    check_address(config.uri)
     published: list[PublishedRun] = []
     command = "patchcert publish " + " ".join(str(result.folder) for result in results)
     with _forgiving(config.mode == "strict", say, "the study was not recorded", command):
@@ -132,7 +126,7 @@ def publish(
                 published.append(tracker.publish_study(result))
     if len(published) == len(results):
         for link in dict.fromkeys(run.link for run in published):
-            say(f"tracker: {link}" + ("  (start it with: patchcert ui)" if link.startswith(_LOCAL_HOST) else ""))
+            say(f"tracker: {link}" + ("  (start it with: patchcert ui)" if link.startswith(LOCAL_ADDRESS) else ""))
     return published
 
 
@@ -311,7 +305,7 @@ class TrainingRun:
                 try:
                     run = run or self._begin()
                     # A server that went away is noticed at once here; MLflow itself would wait for it.
-                    _check_answers(run[0].uri)
+                    check_answers(run[0].uri)
                     task(*run)
                 except Exception as error:
                     self._failure = error
@@ -334,13 +328,14 @@ class Tracker:
     """
 
     def __init__(self, uri: str) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        _check_answers(uri)
+        prepare_environment()
+        check_answers(uri)
         from mlflow import MlflowClient
 
         self.uri = uri
-        with _database_lock(uri):
+        with database_lock(uri):
+            if follow_folder(uri):
+                _forget_places_of_artifacts()
             # The first use of a database file creates its tables, which only one process may do.
             self.client = MlflowClient(tracking_uri=uri)
             self.client.search_experiments(max_results=1)
@@ -353,9 +348,8 @@ class Tracker:
         """
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            database = _database_path(self.uri)
-            location = None if database is None else (database.parent / "mlflow-artifacts" / name).as_uri()
-            with _database_lock(self.uri):
+            location = artifact_location(self.uri, name)
+            with database_lock(self.uri):
                 # Somebody else may have created it meanwhile.
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
@@ -526,13 +520,13 @@ class Tracker:
         """
         runs = self.client.search_runs([experiment], max_results=_VIEW_RUNS)
         logged = {name for run in runs for name in run.data.metrics}
-        state = json.dumps(_view_state(logged), separators=(",", ":"), sort_keys=True)
+        state = json.dumps(view_state(logged), separators=(",", ":"), sort_keys=True)
         if len(state) > _TAG_LENGTH:
             state = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
         tag = f"mlflow.sharedViewState.{_VIEW_KEY}"
         if self.client.get_experiment(experiment).tags.get(tag) != state:
             self.client.set_experiment_tag(experiment, tag, state)
-        host = _page_address(self.uri).rstrip("/") if self.uri.startswith(("http://", "https://")) else _LOCAL_HOST
+        host = page_address(self.uri).rstrip("/") if self.uri.startswith(("http://", "https://")) else LOCAL_ADDRESS
         return (
             f"{host}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW_KEY}"
             "&compareRunsMode=CHART"
@@ -550,195 +544,6 @@ class Tracker:
         model = self._find_model([training.experiment_id], subject.model_digest) if training else None
         if model is not None:
             self.client.log_inputs(run_id, models=[LoggedModelInput(model)])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UiCommand:
-    """How to start the tracker's pages.
-
-    Attributes:
-        arguments: of the process; empty when the tracker is a server that runs already.
-        environment: variables it needs besides the present ones.
-        address: what to open in a browser.
-    """
-
-    arguments: list[str]
-    environment: dict[str, str]
-    address: str
-
-
-def ui_command(uri: str, port: int = 5000) -> UiCommand:
-    """How to look at a store; its own pages are served on this machine only.
-
-    Args:
-        uri: tracking server or database.
-        port: of the pages.
-    """
-    if uri.startswith(("http://", "https://")):
-        return UiCommand(arguments=[], environment={}, address=_page_address(uri))
-    # The URI may hold a password and arguments show in the list of processes: it goes through the environment.
-    environment = _ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    arguments = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return UiCommand(arguments=arguments, environment=environment, address=f"http://127.0.0.1:{port}")
-
-
-def study_metrics(result: "StudyResult") -> dict[int, dict[str, float]]:
-    """The numbers of a study that become metrics.
-
-    Headline numbers are scalars (step 0): tables of runs show only a metric's value at its highest step. Deterministic
-    theorems are named ``cert_acc``, heuristics ``heuristic_cert_acc``, theorems about a draw
-    ``probabilistic_cert_acc``. On curves the step is the position on the axis: 0.01 % of area, 0.001 of threshold,
-    number of drawn views.
-
-    Returns:
-        Step -> metric name -> value; accuracies in [0, 1].
-    """
-    import pandas as pd
-
-    from patchcert.studies.headline import first_settings, strongest_theorem
-
-    answers = result.answers
-    steps: dict[int, dict[str, float]] = {0: {"base_acc": float(answers["base_accuracy"].iloc[0])}}
-
-    def add(step: int, curve: str, values: dict[str, float]) -> None:
-        steps.setdefault(step, {}).update({f"{curve}/{name}": float(value) for name, value in values.items()})
-
-    theorems = pd.concat([strongest_theorem(answers, patch) for patch in answers["patch"].unique()])
-    heuristics = first_settings(answers[answers["certificate"] == "random_crops_reported"])
-    sampled = first_settings(answers[answers["certificate"] == "sampled"])
-    for rows, prefix in ((theorems, ""), (heuristics, "heuristic_"), (sampled, "probabilistic_")):
-        for _, row in rows.sort_values("patch_area", kind="stable").iterrows():
-            accuracies = {f"{prefix}cert_acc": row["certified_accuracy"]}
-            accuracies |= {f"{prefix}cert_acc_ci_{end}": row[f"certified_{end}"] for end in ("low", "high")}
-            is_square = row["patch_height"] ** 2 == row["patch_width"] ** 2 == row["patch_area"]
-            percent = 100 * row["patch_fraction"]
-            # Where two squares round to one area the larger one comes later and stays: the weaker claim.
-            name = f"{percent:.1f}pct" if is_square else row["patch"].replace("@", "_")
-            steps[0][f"{prefix}cert_acc_{name}"] = row["certified_accuracy"]
-            steps[0][f"{prefix}clean_acc"] = row["clean_accuracy"]
-            if is_square:
-                add(round(100 * percent), "curve_patch_area", accuracies | {"patch_area_pct": percent})
-
-    at_patch = answers[answers["patch"] == result.headline_patch]
-    by_threshold = at_patch[at_patch["vote_rule"] == "threshold"]
-    if len(theorems):
-        for _, row in by_threshold[by_threshold["certificate"] == theorems["certificate"].iloc[0]].iterrows():
-            values = {"cert_acc": row["certified_accuracy"], "clean_acc": row["clean_accuracy"]}
-            add(round(1000 * row["vote_threshold"]), "curve_threshold", values)
-    for certificate, prefix in (("random_crops_reported", "heuristic_"), ("fresh_draw", "probabilistic_")):
-        drawn = at_patch[at_patch["certificate"] == certificate]
-        for _, row in drawn[drawn["min_confidence"] == drawn["min_confidence"].head(1).max()].iterrows():
-            name = f"{prefix}cert_acc_{row['draws'].replace(' ', '_')}"
-            add(row["num_draws"], "curve_n_crops", {name: row["certified_accuracy"]})
-    return steps
-
-
-def variance_metrics(result: "VarianceResult") -> dict[int, dict[str, float]]:
-    """The numbers of a variance study that become metrics, at its headline patch; the step is the number of draws.
-
-    ``cert_prob_...`` is the share of images that one draw certifies by p_c as reported (a heuristic): mean, standard
-    deviation, 5 % and 95 % quantile over the repeats. ``interval_mean`` is the mean over images of the interval of p_c.
-    Draws without replacement have names of their own where both were made.
-
-    Returns:
-        Step -> metric name -> value; fractions.
-    """
-    at_patch = result.summary[result.summary["patch"] == result.headline_patch]
-    rows = at_patch[at_patch["certificate"] == at_patch["certificate"].iloc[0]]
-    steps: dict[int, dict[str, float]] = {}
-    for _, row in rows.iterrows():
-        way = "" if row["draws"] == rows["draws"].iloc[0] else f"_{row['draws'].replace(' ', '_')}"
-        figures = {
-            "cert_prob_mean": row["certified_accuracy"],
-            "cert_prob_std": row["certified_accuracy_std"],
-            "cert_prob_p05": row["certified_accuracy_p05"],
-            "cert_prob_p95": row["certified_accuracy_p95"],
-            "interval_mean": row["confidence_interval"],
-        }
-        named = {f"variance_n_crops/{name}{way}": float(value) for name, value in figures.items()}
-        steps.setdefault(int(row["num_draws"]), {}).update(named)
-    return steps
-
-
-def answers_table(answers: "pd.DataFrame") -> "pd.DataFrame":
-    """The answers with text labels, as MLflow's table view compares them between runs."""
-    import pandas as pd
-
-    from patchcert.studies.wording import certificate_words, draw_words, rule_words
-
-    rows = [row for _, row in answers.iterrows()]
-    return pd.DataFrame(
-        {
-            "area": [f"{100 * row['patch_fraction']:.1f}%" for row in rows],
-            "patch": [row["patch"] for row in rows],
-            "certificate": [certificate_words(row) for row in rows],
-            "guarantee": [row["guarantee"] for row in rows],
-            "votes": [rule_words(row) for row in rows],
-            "views": [draw_words(row) for row in rows],
-            "clean": answers["clean_accuracy"].round(4).to_list(),
-            "certified": answers["certified_accuracy"].round(4).to_list(),
-            "certified_low": answers["certified_low"].round(4).to_list(),
-            "certified_high": answers["certified_high"].round(4).to_list(),
-            "note": answers["note"].to_list(),
-        }
-    )
-
-
-def _view_state(logged: set[str]) -> dict[str, Any]:
-    """State of MLflow's run page, format of 3.17: columns, and line charts over stated axes of what was logged."""
-    ways = [f"{way}_replacement" for way in ("with", "without")]
-    charts = (
-        ("certified accuracy against patch area (% of the image)", "curve_patch_area", ["cert_acc"], "patch_area_pct"),
-        ("accuracy against vote threshold (x 1000)", "curve_threshold", ["cert_acc", "clean_acc"], ""),
-        (
-            "certified accuracy against drawn views",
-            "curve_n_crops",
-            [f"{kind}_cert_acc_{way}" for kind in ("heuristic", "probabilistic") for way in ways],
-            "",
-        ),
-        (
-            "certified accuracy of single draws against drawn views: mean, 5 % and 95 %",
-            "variance_n_crops",
-            [f"cert_prob_{figure}" for figure in ("mean", "p05", "p95")],
-            "",
-        ),
-    )
-    section = "patchcert-curves"
-    cards = []
-    for title, curve, wanted, axis in charts:
-        names = [f"{curve}/{name}" for name in wanted if f"{curve}/{name}" in logged]
-        card = {
-            "uuid": f"{section}-{curve}",
-            "type": "LINE",
-            "metricSectionId": section,
-            "deleted": False,
-            "isGenerated": False,
-            "displayName": title,
-            "metricKey": (names or [""])[0],
-            "selectedMetricKeys": names,
-            "xAxisKey": "metric" if axis else "step",
-            "selectedXAxisMetricKey": f"{curve}/{axis}" if axis else "",
-            "xAxisScaleType": "linear",
-            "scaleType": "linear",
-            "range": {"yMin": 0, "yMax": 1},
-            "lineSmoothness": 0,
-            "displayPoints": True,
-            "yAxisKey": "metric",
-            "yAxisExpressions": [],
-            "ignoreOutliers": False,
-            "useGlobalXaxisKey": False,
-            "useGlobalLineSmoothing": False,
-        }
-        cards += [card] if names else []
-    headline = sorted(name for name in logged if "/" not in name)
-    return {
-        "selectedColumns": [f"metrics.`{name}`" for name in headline] + ["attributes.`Dataset`"],
-        "compareRunSections": [
-            {"uuid": section, "name": "certified accuracy", "display": True, "isReordered": False}
-            | {"deleted": False, "isGenerated": False}
-        ],
-        "compareRunCharts": cards,
-    }
 
 
 def _description(result: "StudyResult") -> str:
@@ -771,43 +576,6 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _page_address(uri: str) -> str:
-    """The address of a server as it may be printed: without user and password, for which its pages ask."""
-    parts = urllib.parse.urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _check_answers(uri: str) -> None:
-    """Raises OSError at once for a server that is not there; MLflow itself would try for long."""
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.scheme in urllib.request.getproxies():
-        return
-    try:
-        socket.create_connection(
-            (parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]), _CONNECT_SECONDS
-        ).close()
-    except OSError as error:
-        raise OSError(f"{parts.scheme}://{parts.hostname}:{parts.port or ''} does not answer: {error}") from None
-
-
-def _database_path(uri: str) -> Path | None:
-    """File of an SQLite store; None for every other store."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def _database_lock(uri: str) -> Iterator[None]:
-    database = _database_path(uri)
-    if database is None:
-        yield
-        return
-    from filelock import FileLock
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock", timeout=_LOCK_SECONDS):
-        yield
-
-
 @contextlib.contextmanager
 def _forgiving(strict: bool, say: Say, what: str, command: str | None) -> Iterator[None]:
     """Turns any failure inside into one warning, or in strict mode into TrackingError."""
@@ -816,7 +584,22 @@ def _forgiving(strict: bool, say: Say, what: str, command: str | None) -> Iterat
     except Exception as error:
         reason = masked(" ".join(str(error).split())) or type(error).__name__
         mend = f"Publish it when the tracker is back:  {command}" if command else "Everything else is complete."
-        message = f"{what}: {reason[:_REASON_LENGTH]}\n  {mend}"
+        message = f"{what}: {_shortened(reason)}\n  {mend}"
         if strict:
             raise TrackingError(message) from error
         say(f"warning: {message}")
+
+
+def _forget_places_of_artifacts() -> None:
+    """MLflow remembers, for as long as a process lives, where each run's artifacts were."""
+    from mlflow.tracking._tracking_service import utils
+
+    # Internal to MLflow 3.17; a version that remembers nothing has nothing to forget.
+    getattr(utils, "_artifact_repos_cache", {}).clear()
+
+
+def _shortened(reason: str) -> str:
+    """A library's message of any length: its start, and its end, where the remedy often is."""
+    if len(reason) <= _REASON_START + _REASON_END:
+        return reason
+    return f"{reason[:_REASON_START]} ... {reason[-_REASON_END:]}"
