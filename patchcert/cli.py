@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     # Imported late: help answers at once.
+    from patchcert import interruption
     from patchcert.errors import PatchcertError
     from patchcert.process import adapt_to_process, with_readers
 
@@ -54,24 +55,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adapt_to_process()
 
     def command() -> int:
-        try:
-            return _run_command(words)
-        except PatchcertError as error:
-            print(f"{type(error).__name__}: {_pasteable(str(error), words)}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues where it stopped", file=sys.stderr)
-            return 130
-        except SystemExit as error:
-            if isinstance(error.code, str):
-                print(error.code, file=sys.stderr)
-            return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+        with interruption.interruptible(until_exit=arguments is None):
+            try:
+                return _exit_code_of(words)
+            except KeyboardInterrupt:
+                pass
+            except Exception:
+                # What a library makes of an interruption is no failure of its own.
+                if not interruption.was_interrupted():
+                    raise
+            print(interruption.MESSAGE, file=sys.stderr)
+            return interruption.EXIT_CODE
 
     try:
         return with_readers(command)
     except PatchcertError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+
+
+def _exit_code_of(words: list[str]) -> int:
+    from patchcert.errors import PatchcertError
+    from patchcert.interruption import was_interrupted
+
+    try:
+        return _run_command(words)
+    except PatchcertError as error:
+        if was_interrupted():
+            raise
+        print(f"{type(error).__name__}: {_pasteable(str(error), words)}", file=sys.stderr)
+        return 2
+    except SystemExit as error:
+        if was_interrupted():
+            raise KeyboardInterrupt from None
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
 
 
 def _run_command(words: list[str]) -> int:

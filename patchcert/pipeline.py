@@ -199,8 +199,8 @@ class Pipeline:
                     on_epoch=on_epoch,
                     say=self.terminal.say,
                 )
-            except BaseException:
-                run.finish("FAILED")
+            except BaseException as error:
+                run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
 
     def trained_model(self) -> Folder:

@@ -27,6 +27,7 @@ from patchcert.data.rows import SourceRow
 from patchcert.data.splits import TakenSplitRows
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError, ImageError, ResourceError
+from patchcert.interruption import blocked
 
 _SHARD_KEY = b"patchcert.shard"
 # What a decoding thread gets at a time: enough rows to outweigh the hand-over, few enough bytes to keep memory flat.
@@ -159,7 +160,16 @@ def in_processes(num_processes: int) -> Spread:
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
         try:
-            yield from ordered_map(pool, make_shard, tasks, 2 * count)
+            others = set(multiprocessing.active_children())
+            with blocked():
+                # The first task starts all processes, which leave signals to this one from their first moment on.
+                pool.submit(_nothing)
+            try:
+                yield from ordered_map(pool, make_shard, tasks, 2 * count)
+            except (KeyboardInterrupt, GeneratorExit):
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                raise
         except concurrent.futures.process.BrokenProcessPool:
             raise ResourceError(
                 f"one of {count} preparing processes was killed, perhaps for want of memory\n"
@@ -173,12 +183,28 @@ def in_processes(num_processes: int) -> Spread:
 
 def make_shard(task: ShardTask) -> int:
     """Make one shard in a process of its own; returns how many images it took."""
-    return sum(in_threads(1)(iter([task]), 1))
+    global _is_making
+    _is_making = True
+    try:
+        return sum(in_threads(1)(iter([task]), 1))
+    finally:
+        _is_making = False
+
+
+_is_making = False
+
+
+def _nothing() -> None:
+    """The first task of every pool."""
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for its next task for ever; Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A process whose parent was killed would wait for its next task for ever; Ctrl-C is the parent's business.
+
+    When the parent asks, what is being written is removed and the process ends.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -187,6 +213,13 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop(*_: Any) -> None:
+    if not _is_making:
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class _Prepared(NamedTuple):

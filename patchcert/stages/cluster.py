@@ -1,20 +1,24 @@
-"""Resources in, a connected Ray and the share each worker gets out; quiet unless told otherwise."""
+"""Connects to a Ray cluster, or starts one, and divides its CPUs and GPUs among workers."""
 
 import contextlib
 import dataclasses
 import logging
 import os
-import sys
+import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from patchcert.errors import ResourceError
+from patchcert.interruption import deferred, keep_handlers, quiet_stderr, was_interrupted
 from patchcert.stages.resources import Resources
 
 _OBJECT_STORE_BYTES = 300 * 2**20
 _SAY_SECONDS = 30.0
+_LARGEST_PORT = 65535
+_ANSWER_SECONDS, _JOIN_SECONDS, _SECONDS_BETWEEN_LOOKS = 5.0, 30.0, 0.02
 _TYPE = "accelerator_type:"
 
 # Set before the first import of ray: it reads them once. Users' own settings win.
@@ -93,39 +97,89 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
         options["configure_logging"] = True
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    over = threading.Event()
     try:
-        with _quiet_stderr(not verbose), warnings.catch_warnings():
-            warnings.simplefilter("ignore" if not verbose else "default")
-            ray.init(address=address, **options)
-    except Exception as error:
-        if not _is_failed_start(error, ray):
-            raise
-        raise _start_error(address, error) from None
-    _calm_ray_data(verbose)
-    try:
+        with deferred():
+            _start(ray, address, options, verbose, over)
         yield ray
     finally:
-        with _quiet_stderr(not verbose):
+        with deferred(), quiet_stderr(not verbose):
             ray.shutdown()
+            over.set()
 
 
-def _is_failed_start(error: Exception, ray: Any) -> bool:
+def _start(ray: Any, address: str, options: dict[str, Any], verbose: bool, over: threading.Event) -> None:
+    """Starts or joins Ray from a thread of its own, so that this one stays in charge of signals and of time.
+
+    The thread lives until ``over`` is set: the system ends Ray's processes with the thread that started them.
+
+    Raises:
+        ResourceError: it did not start, or nobody answers at the address.
+    """
+    is_remote = address != "local"
+    failures: list[BaseException] = []
+    started = threading.Event()
+
+    def start() -> None:
+        try:
+            if is_remote:
+                _check_answers(address)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore" if not verbose else "default")
+                ray.init(address=address, **options)
+        except BaseException as error:
+            failures.append(error)
+        started.set()
+        over.wait()
+
+    thread = threading.Thread(target=start, name="patchcert-ray-start", daemon=True)
+    deadline = time.monotonic() + _JOIN_SECONDS
+    with quiet_stderr(not verbose):
+        thread.start()
+        while not started.wait(_SECONDS_BETWEEN_LOOKS):
+            keep_handlers()
+            # A cluster that is joined has nothing of ours to end; a Ray of our own is ended when it has started.
+            if is_remote and was_interrupted():
+                return
+            if is_remote and time.monotonic() > deadline:
+                raise _start_error(address, TimeoutError(f"it did not answer as Ray within {_JOIN_SECONDS:g} s"))
+        keep_handlers()
+    if failures:
+        if not _is_failed_start(failures[0], ray):
+            raise failures[0]
+        raise _start_error(address, failures[0]) from None
+    _calm_ray_data(verbose)
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError within seconds where nobody listens; Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    if int(port) > _LARGEST_PORT:
+        raise OSError(f"there is no port {port}; the largest is {_LARGEST_PORT}")
+    with contextlib.suppress(UnicodeError):
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+
+
+def _is_failed_start(error: BaseException, ray: Any) -> bool:
     """Whether Ray found no cluster or could not start one; a node that starts too slowly is a bare ``Exception``."""
-    expected = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
+    expected = (OSError, RuntimeError, ValueError, AssertionError, SystemExit, ray.exceptions.RayError)
     return isinstance(error, expected) or type(error) is Exception
 
 
-def _start_error(address: str, error: Exception) -> ResourceError:
+def _start_error(address: str, error: BaseException) -> ResourceError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if address == "local":
         return ResourceError(
             f"cannot start Ray on this machine: {reason}\n"
-            "  It may be too busy, or short of memory or of disk space for RAY_TMPDIR (unset: /tmp). Mend that and "
+            "  It may be too busy, or short of memory or of disk space for RAY_TMPDIR (unset: /tmp). Fix that and "
             "repeat the same command, which keeps what is there; or join a running cluster: --resources.address ADDRESS"
         )
     return ResourceError(
         f"cannot connect to Ray at {address}: {reason}\n"
-        "  Start a cluster (ray start --head), or leave --resources.address and RAY_ADDRESS unset."
+        "  Start a cluster there (ray start --head), or leave --resources.address and RAY_ADDRESS unset to use this "
+        "machine."
     )
 
 
@@ -262,22 +316,3 @@ def _calm_ray_data(verbose: bool) -> None:
         for name, level in (("ray.data", logging.WARNING), ("ray.data._internal.progress", logging.ERROR)):
             logging.getLogger(name).setLevel(level)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _quiet_stderr(quiet: bool) -> Iterator[None]:
-    """Sends file descriptor 2 to nowhere: Ray's native code writes there around Python."""
-    if not quiet:
-        yield
-        return
-    sys.stderr.flush()
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)

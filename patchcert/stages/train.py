@@ -154,7 +154,7 @@ def _fit(
     job: TrainJob, run_name: str, workspace: Workspace, share: WorkerShare, max_failures: int, board: Queue
 ) -> dict[str, Any]:
     """Runs Ray Train, from the last saved state on where there is one; returns the last state."""
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _InterruptibleTrainer(
         _train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
@@ -180,6 +180,13 @@ def _fit(
     if checkpoint is None:
         raise TrainingError(f"training {run_name} ended without a checkpoint.\n  Repeat the same command.")
     return _load_state(checkpoint, job.key)
+
+
+class _InterruptibleTrainer(ray.train.torch.TorchTrainer):
+    """A trainer that leaves Ctrl-C to this process: Ray Train would exit on it with code 1 and without a message."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Registers nothing."""
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import socket
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +102,30 @@ def test_ray_that_cannot_start_is_one_line(patchcert):
     assert "ResourceError: cannot start Ray on this machine: " in error and "Not a directory" in error
     assert "disk space for RAY_TMPDIR" in error
     assert not (patchcert.folder / "work" / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:70000", "no-host.invalid:1"]
+)
+def test_cluster_that_does_not_answer_is_one_line_within_seconds(patchcert, address):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = address.format(port=unused.getsockname()[1])
+        patchcert.patience = 120
+        error = patchcert.fails("prepare", "column4-digits", env={"RAY_ADDRESS": address})
+    assert f"ResourceError: cannot connect to Ray at {address}: " in error
+    assert "leave --resources.address and RAY_ADDRESS unset" in error
+    assert not (patchcert.folder / "work").exists()
+
+
+@pytest.mark.slow
+def test_cluster_address_where_something_else_answers_is_one_line(patchcert):
+    """A server that takes connections and says nothing, as far as Ray can tell."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        patchcert.patience = 200
+        error = patchcert.fails("prepare", "column4-digits", "--resources.address", address)
+    assert f"cannot connect to Ray at {address}: it did not answer as Ray within 30 s" in error
 
 
 def test_gpu_that_is_not_there_is_refused(ray_cluster, here):
