@@ -1,7 +1,8 @@
-"""Folders on any file system pyarrow knows: in go names and bytes or tables, out come files that are whole or absent.
+"""Reads and writes files in folders, local or on an object store, so that each file is whole or absent.
 
 The one place where data, vote tables and checkpoints touch a disk or an object store. A location is a local path or a
-URI (``file:///...``, ``s3://bucket/...``); a name is relative to its folder and may not leave it.
+URI (``file:///...``, ``s3://bucket/...``): what has no ``scheme://`` in front is a path, whatever letters it is made of.
+A name is relative to its folder and may not leave it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -21,10 +23,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from patchcert.data.listings import Listing, is_text, list_local, list_remote, printable
 from patchcert.errors import DatasetError, ResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 # user:password@ behind ://, but not host:port/...; and options such as ?secret_key=...
 _USER = re.compile(r"(?<=://)[^:/@\s]*:(?!\d+/)[^@\s]+(?=@)")
@@ -58,40 +63,42 @@ class Folder:
     """A folder, existing or not, on a local disk or an object store. It can be pickled and compared.
 
     Args:
-        location: local path or pyarrow file-system URI; with ``filesystem`` a path inside that.
+        location: local path (``~`` is the user's home) or pyarrow file-system URI; with ``filesystem`` a path inside
+            that.
         filesystem: a pyarrow file system that is open already, for endpoints and credentials that no URI holds.
 
     Attributes:
         uri: where it is, for people and as an argument of ``Folder``; an absolute path when it is local.
         is_local: whether it lies on a local disk.
+        filesystem: the open file system, for libraries that take one: they would read a path as a URI.
 
     Raises:
         ResourceError: the URI names no file system that can be reached, or it holds a password: URIs are written into
-            results and shown by Ray's and MLflow's pages.
+            results and shown by Ray's and MLflow's pages; or the path is none.
     """
 
     def __init__(self, location: str | os.PathLike[str] | Folder, *, filesystem: pafs.FileSystem | None = None) -> None:
         self.uri: str
-        self._filesystem: pafs.FileSystem
+        self.filesystem: pafs.FileSystem
         self._root: str
         if isinstance(location, Folder):
-            self._filesystem, self._root, self.uri = location._filesystem, location._root, location.uri
+            self.filesystem, self._root, self.uri = location.filesystem, location._root, location.uri
         else:
             location = os.fspath(location)
             if filesystem is not None:
-                self._filesystem, self._root = filesystem, location.rstrip("/")
+                self.filesystem, self._root = filesystem, location.rstrip("/")
                 self.uri = f"{filesystem.type_name}:{self._root}"
-            elif "://" in location:
-                self._filesystem, self._root = _filesystem_of(location)
+            elif is_uri(location):
+                self.filesystem, self._root = _filesystem_of(location)
                 self.uri = location
             else:
-                self._filesystem, self._root = pafs.LocalFileSystem(), os.path.abspath(location)
-        self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
+                self.filesystem, self._root = pafs.LocalFileSystem(), _absolute(location)
+        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
         if self.is_local:
             self.uri = self._root
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Folder) and self.uri == other.uri and self._filesystem == other._filesystem
+        return isinstance(other, Folder) and self.uri == other.uri and self.filesystem == other.filesystem
 
     def __hash__(self) -> int:
         return hash(self.uri)
@@ -106,11 +113,17 @@ class Folder:
         """Path of ``name`` inside the file system (for a local folder: its absolute path).
 
         Raises:
-            DatasetError: the name is absolute or climbs out of the folder.
+            DatasetError: the name is absolute or climbs out of the folder, or is no text.
         """
         if not name:
             return self._root
-        if name.startswith(("/", "\\")) or "://" in name or "\\" in name or ".." in name.split("/"):
+        if not is_text(name):
+            raise DatasetError(
+                f"the file name {printable(name)} in {self.uri} is no UTF-8 text\n  Give the file another name."
+            )
+        # A backslash is a letter like any other wherever "/" is what separates folders.
+        outside = name.startswith("/") or is_uri(name) or ".." in name.split("/")
+        if outside or (os.sep == "\\" and "\\" in name):
             raise DatasetError(
                 f"the file name {name!r} leaves its folder {self.uri}\n"
                 "  Names are relative to the folder that lists them; make the folder again."
@@ -121,34 +134,43 @@ class Folder:
         """The folder ``name`` inside this one."""
         inner = Folder(self)
         inner._root = self.path(name)
-        address, mark, query = self.uri.partition("?")
-        inner.uri = f"{address.rstrip('/')}/{name}{mark}{query}"
+        if self.is_local:
+            inner.uri = inner._root
+        elif is_uri(self.uri):
+            address, mark, query = self.uri.partition("?")
+            inner.uri = f"{address.rstrip('/')}/{urllib.parse.quote(name)}{mark}{query}"
+        else:
+            inner.uri = f"{self.uri}/{name}"
         return inner
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder ``name`` (default: this folder) is there."""
-        return bool(self._filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+        return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
     def is_file(self, name: str = "") -> bool:
         """Whether ``name`` (default: this location) is a file."""
-        return bool(self._filesystem.get_file_info(self.path(name)).type == pafs.FileType.File)
+        return bool(self.filesystem.get_file_info(self.path(name)).type == pafs.FileType.File)
 
     def files(self, *, recursive: bool = False) -> dict[str, int]:
         """Names of all files and their sizes in bytes, sorted by name; empty when the folder is missing.
 
         Hidden files (first letter ``.``), so also files that are still being written, are left out.
         """
-        return {name: info.size for name, info in self._entries(recursive) if info.type == pafs.FileType.File}
+        return {name: stamp.size for name, stamp in self.listing(recursive=recursive).files.items()}
 
     def folders(self) -> list[str]:
         """Names of the folders directly inside, sorted; hidden ones are left out."""
-        return [name for name, info in self._entries(False) if info.type == pafs.FileType.Directory]
+        return self.listing().folders
 
-    def _entries(self, recursive: bool) -> list[tuple[str, Any]]:
-        selector = pafs.FileSelector(self._root, allow_not_found=True, recursive=recursive)
-        start = len(self._root.rstrip("/")) + 1
-        entries = [(info.path[start:], info) for info in self._filesystem.get_file_info(selector)]
-        return sorted((e for e in entries if not any(p.startswith(".") for p in e[0].split("/"))), key=lambda e: e[0])
+    def listing(self, *, recursive: bool = False) -> Listing:
+        """Everything in this folder that is not hidden, and what of it cannot be followed; empty when it is missing.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        if self.is_local:
+            return list_local(self._root, recursive=recursive)
+        return list_remote(self.filesystem, self._root, recursive=recursive)
 
     def open(self, name: str, *, mapped: bool = True) -> pa.NativeFile:
         """Open a file for reading at any position; use it in a ``with``.
@@ -160,11 +182,11 @@ class Folder:
         path = self.path(name)
         if mapped and self.is_local and os.path.getsize(path):
             return pa.memory_map(path)
-        return self._filesystem.open_input_file(path)
+        return self.filesystem.open_input_file(path)
 
     def read(self, name: str) -> bytes:
         """All bytes of one file."""
-        with self._filesystem.open_input_stream(self.path(name), compression=None) as stream:
+        with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes | pa.Table) -> None:
@@ -225,17 +247,17 @@ class Folder:
 
     def _upload(self, path: str, data: memoryview) -> None:
         try:
-            stream = self._filesystem.open_output_stream(path, compression=None)
+            stream = self.filesystem.open_output_stream(path, compression=None)
         except FileNotFoundError:  # a file system that has real folders
-            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-            stream = self._filesystem.open_output_stream(path, compression=None)
+            self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            stream = self.filesystem.open_output_stream(path, compression=None)
         with stream:
             stream.write(data)
 
     def remove(self, name: str) -> None:
         """Delete one file; no error when it is not there."""
         with contextlib.suppress(FileNotFoundError):
-            self._filesystem.delete_file(self.path(name))
+            self.filesystem.delete_file(self.path(name))
 
     def remove_stale_temporaries(self) -> None:
         """Delete what killed processes of this machine left half-written directly in this folder, folders included."""
@@ -261,6 +283,31 @@ def atomic_write(location: str | os.PathLike[str], data: bytes | pa.Table) -> No
     Folder(parent or ".").write(name, data)
 
 
+def is_uri(location: str) -> bool:
+    """Whether a location is a URI (``scheme://...``); every other one is a local path."""
+    return _SCHEME.match(location) is not None
+
+
+def _absolute(location: str) -> str:
+    """The absolute path of a local one; ``~`` and ``~name`` in front are homes, as in a shell."""
+    if not is_text(location) or "\0" in location:
+        raise ResourceError(
+            f"the path {printable(location)} is no UTF-8 text\n  Rename the folder, or choose another one."
+        )
+    path = os.path.expanduser(location)
+    if location.startswith("~") and path == location:
+        raise ResourceError(
+            f"the path {location} starts with the home of a user who is not known here\n"
+            f"  Give the folder in full, or ./{location} for one of that name."
+        )
+    path = os.path.abspath(path)
+    if not is_text(path):
+        raise ResourceError(
+            f"the path {printable(path)} is no UTF-8 text\n  Start from another folder, or give an absolute path."
+        )
+    return path
+
+
 def _filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     if masked(uri) != uri:
         raise ResourceError(
@@ -272,8 +319,15 @@ def _filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         raise ResourceError(
-            f"cannot open {uri}: {error}\n  Give a local folder, or a URI such as s3://bucket/folder."
+            f"cannot open {printable(uri)}: {error}\n  Give a local folder, or a URI such as s3://bucket/folder."
         ) from error
+    if not path.strip("/") and not isinstance(filesystem, pafs.LocalFileSystem):
+        raise ResourceError(f"the address {uri} names no bucket\n  Give one, such as {uri.rstrip(':/')}://bucket/folder.")
+    if isinstance(filesystem, pafs.LocalFileSystem) and set(uri) & set("?#"):
+        raise ResourceError(
+            f"the address {uri} ends at its ? or #, as every URI does: {path} would be meant\n"
+            "  Give the folder as a plain path, without file://."
+        )
     return filesystem, path.rstrip("/") or "/"
 
 

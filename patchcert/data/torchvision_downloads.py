@@ -1,4 +1,4 @@
-"""Datasets that torchvision can download: a name in, labelled lossless images out."""
+"""Downloads datasets with torchvision and reads their labelled images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
 from patchcert.data.rows import DATA_VARIABLE, RowSource, SourceRow, TakenRows
+from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
 
@@ -34,9 +35,13 @@ class TorchvisionSource:
                 f"torchvision cannot download {spec.name}\n  Give data.source a folder with its images instead."
             )
         root = os.environ.get(DATA_VARIABLE)
-        default = Path(root) / "torchvision" if root else Path.home() / ".cache" / "patchcert"
+        folder = Folder(cache or (Folder(root).folder("torchvision") if root else "~/.cache/patchcert"))
+        if not folder.is_local:
+            raise DatasetError(
+                f"torchvision cannot download {spec.name} to {folder}\n  Give a folder of this machine's own disks."
+            )
         self._spec = spec
-        self._cache = Path(cache) if cache else default
+        self._cache = Path(folder.path())
         self.uri = f"torchvision:{self._cache}"
 
     def available(self) -> list[str]:

@@ -165,7 +165,9 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(
             name=run_name,
-            storage_path=str(workspace.folder.folder("training")),
+            # With the file system beside it, Ray takes the path as it is and reads no URI into its letters.
+            storage_path=workspace.folder.path("training"),
+            storage_filesystem=workspace.folder.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=[_PostReports(board)],
@@ -272,7 +274,7 @@ def _saved_states(folder: Folder, key: str) -> Iterator[tuple[ray.train.Checkpoi
     """Whole states of a run, the newest first."""
     for name in reversed(folder.folders()):
         if name.startswith(_CHECKPOINTS):
-            checkpoint = ray.train.Checkpoint(str(folder.folder(name)))
+            checkpoint = ray.train.Checkpoint(folder.path(name), folder.filesystem)
             # One that was still being written is no loss: the one before it is whole.
             with contextlib.suppress(TrainingError):
                 yield checkpoint, _load_state(checkpoint, key)

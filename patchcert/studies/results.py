@@ -126,7 +126,7 @@ def write_tables(folder: Path, result: StudyResult, per_image: pa.Table, placeme
         write_frame(folder / PLACEMENTS, placements)
         names.append(PLACEMENTS)
     write_frame(folder / ANSWERS, result.answers)
-    pq.write_table(per_image.replace_schema_metadata(None), folder / PER_IMAGE, compression="zstd")
+    write_parquet(folder / PER_IMAGE, per_image.replace_schema_metadata(None))
     result.answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
     summary = {
         "schema_version": SCHEMA_VERSION,
@@ -239,4 +239,10 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Writes a frame as Parquet; equal values give equal bytes."""
     # pandas writes its version into the schema; without it the bytes depend on the values alone.
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(table, path, compression="zstd")
+    write_parquet(path, table)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Writes a table; pyarrow would read a path with a ``?`` in it as a URI."""
+    with path.open("wb") as sink:
+        pq.write_table(table, sink, compression="zstd")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from patchcert.data.storage import Folder
 from patchcert.errors import StudyError
@@ -24,6 +23,7 @@ from patchcert.studies.results import (
     whole_folder,
     write_frame,
     write_json,
+    write_parquet,
 )
 from patchcert.studies.subject import Subject
 from patchcert.studies.variance import VarianceTables
@@ -123,7 +123,7 @@ def write_variance(
     identity = json.loads(json.dumps(identity, sort_keys=True))
     with whole_folder(location, RECORD) as folder:
         write_frame(folder / REPEATS, tables.repeats)
-        pq.write_table(tables.per_image, folder / PER_IMAGE, compression="zstd")
+        write_parquet(folder / PER_IMAGE, tables.per_image)
         tables.summary.to_csv(folder / VARIANCE_CSV, index=False, lineterminator="\n")
         (folder / FIGURES).mkdir()
         save_drawing(variance_figure(tables.repeats, headline_patch), folder / FIGURES)

@@ -74,12 +74,65 @@ def test_local_folders_hold_no_temporary_after_a_failure(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\\b", "s3://b/x"])
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "s3://b/x"])
 def test_names_may_not_leave_the_folder(folder, name):
     with pytest.raises(DatasetError, match="leaves its folder"):
         folder.read(name)
     with pytest.raises(DatasetError, match="leaves its folder"):
         folder.folder(name)
+
+
+ODD_NAMES = ["a?b", "a#b", "100%", "a b", " a", "a%20b", "ä", "a\\b", "a\nb", "it's \"so\"", "file:x", "s3:", "~", "a:b"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_local_path_is_a_path_whatever_its_letters(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Folder(tmp_path / name), Folder(f"./{name}"), Folder(tmp_path).folder(name)):
+        inner = folder.folder(name)
+        inner.write(name, pa.table({"x": [1]}))
+        assert inner.uri == f"{tmp_path}/{name}/{name}" and Folder(inner.uri) == inner and str(inner) == inner.uri
+        assert inner.exists(name) and list(inner.files()) == [name] and folder.folders() == [name]
+        with inner.open(name) as stream:
+            assert pq.read_table(stream).num_rows == 1
+        inner.remove(name)
+        assert os.listdir(tmp_path) == [name] and os.listdir(tmp_path / name / name) == []
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "100%", "a b", "ä", "a\\b"])
+def test_names_are_quoted_where_a_uri_is_made_of_them(s3_variables, monkeypatch, tmp_path, name):
+    for variable, value in s3_variables.items():
+        monkeypatch.setenv(variable, value)
+    folder = Folder(f"s3://bucket/{tmp_path.name}").folder(name)
+    folder.write("x", b"1")
+    assert Folder(folder.uri).read("x") == b"1" and Folder(folder.uri).path() == f"bucket/{tmp_path.name}/{name}"
+
+
+def test_a_file_uri_is_one_and_is_decoded(tmp_path):
+    assert Folder(f"file://{tmp_path}/a%3Fb%20c").uri == f"{tmp_path}/a?b c"
+    with pytest.raises(ResourceError, match=r"ends at its \? or #.*\n  Give the folder as a plain path"):
+        Folder(f"file://{tmp_path}/a?b")
+
+
+def test_homes_are_those_of_the_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Folder("~/x").uri == f"{tmp_path}/x" and Folder("~").uri == str(tmp_path)
+    with pytest.raises(ResourceError, match=r"a user who is not known here\n  Give the folder in full, or ./~nobody"):
+        Folder("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "gs://"])
+def test_an_address_without_a_bucket_is_refused(uri):
+    with pytest.raises(ResourceError, match=f"{uri} names no bucket\n  Give one, such as {uri}bucket/folder"):
+        Folder(uri)
+
+
+@pytest.mark.parametrize("path", ["/tmp/stra\udcdfe", "a\0b"])
+def test_paths_that_are_no_text_are_refused(path):
+    with pytest.raises(ResourceError, match=r"the path .*(\\xdf|\\x00).* is no UTF-8 text"):
+        Folder(path)
+    with pytest.raises(DatasetError, match=r"\\xdf in .* is no UTF-8 text"):
+        Folder("/tmp").path("\udcdf")
 
 
 def test_folders_are_pickled_and_compared(folder):
