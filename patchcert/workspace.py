@@ -1,4 +1,4 @@
-"""A work folder and a recipe in, the places of its data, models, votes and studies out."""
+"""Names the places of data, models, votes and studies in a work folder."""
 
 import dataclasses
 import hashlib
@@ -6,6 +6,9 @@ import json
 import os
 from typing import Any
 
+from patchcert.data.prepared import DATASET_FILE, read_record
+from patchcert.data.registry import SPLITS, dataset_spec
+from patchcert.data.sources import source_place
 from patchcert.data.storage import Folder
 from patchcert.votes.table import Identity, fingerprint
 
@@ -24,6 +27,14 @@ def settings_key(*settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def _prepared_from(folder: Folder, place: str) -> bool:
+    """Whether a folder holds a split that was prepared from the images at a place."""
+    for split in SPLITS:
+        if folder.folder(split).exists(DATASET_FILE):
+            return bool(read_record(folder.folder(split)).get("source", {}).get("uri") == place)
+    return False
+
+
 class Workspace:
     """One work folder: ``data/``, ``training/``, ``models/``, ``votes/``, studies of votes, and the tracking store."""
 
@@ -32,12 +43,26 @@ class Workspace:
         self.folder = Folder(location or os.environ.get("PATCHCERT_WORK") or DEFAULT_WORK)
 
     def data(self, config: Any, image_size: tuple[int, int]) -> Folder:
-        """Folder of a prepared dataset; one subfolder per split."""
+        """Folder of a prepared dataset; one subfolder per split.
+
+        A registered dataset is the same wherever its images lie. Your own images are another dataset in each place,
+        so the place is part of the name.
+        """
         values = canonical_settings(config)
-        # Neither changes what is prepared from the same files.
-        del values["source"], values["allow_subset"]
+        # It does not change what is prepared from the same files.
+        del values["allow_subset"]
+        source = values.pop("source")
+        if values["class_names"] is None:
+            del values["class_names"]  # older versions knew no such setting
         height, width = image_size
-        return self.folder.folder(f"data/{config.dataset}-{height}x{width}-{settings_key(values)}")
+        name = f"data/{config.dataset}-{height}x{width}"
+        shared = self.folder.folder(f"{name}-{settings_key(values)}")
+        if dataset_spec(config.dataset).class_names is not None or source is None:
+            return shared
+        place = source_place(source)
+        if _prepared_from(shared, place):  # by a version that named the folder without the place
+            return shared
+        return self.folder.folder(f"{name}-{settings_key(values, place)}")
 
     def training(self, recipe_name: str, key: str) -> Folder:
         """Folder of the checkpoints of an unfinished training run."""

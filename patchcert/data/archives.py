@@ -1,4 +1,4 @@
-"""ImageNet's tar archives in, labelled encoded images out: read where they lie, nothing is ever unpacked."""
+"""Reads ImageNet's tar archives where they lie; nothing is ever unpacked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from patchcert.data.ground_truth import GROUND_TRUTH_FILES, find_ground_truth
 from patchcert.data.image_folders import DESKTOP_FILES, FILES_AHEAD, FolderSource, class_labels, unknown_class
+from patchcert.data.listings import FileStamp, is_text, printable
 from patchcert.data.parallel import ordered_map
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import RowSource, SourceRow, fingerprint
+from patchcert.data.rows import Findings, RowSource, SourceRow, fingerprint
+from patchcert.data.source_files import SourceFiles
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
@@ -83,6 +85,7 @@ class _ArchiveRows:
     """All images of one split, sorted by class folder and name."""
 
     has_generated_ids = True
+    findings = Findings()
 
     def __init__(self, spec: DatasetSpec, folder: Folder, split: str, archives: dict[str, int]) -> None:
         self._spec = spec
@@ -101,6 +104,15 @@ class _ArchiveRows:
     def num_rows(self) -> int:
         """Number of images; goes through the archives when first asked."""
         return int(self._index.num_rows)
+
+    def files(self) -> SourceFiles | None:
+        """The archives."""
+        stamps: dict[str, FileStamp] = {}
+        for parent in sorted({name.rpartition("/")[0] for name in self._archives}):
+            inner = self._folder.folder(parent) if parent else self._folder
+            prefix = f"{parent}/" if parent else ""
+            stamps |= {prefix + name: stamp for name, stamp in inner.listing().files.items()}
+        return SourceFiles.of(self._folder, {name: stamps[name] for name in self._archives})
 
     def image_ids(self) -> pa.Array:
         """Names of all images in file order, string array of ``num_rows``."""
@@ -265,6 +277,11 @@ def _walk(section: _Section, place: str) -> Iterator[tuple[str, int, int]]:
                     raise DatasetError(
                         f"{place} has the member {member.name!r}, which is a link or device and no image file\n"
                         "  Get the archive again, or pack it again from plain files."
+                    )
+                if not is_text(member.name):
+                    raise DatasetError(
+                        f"{place} has the member {printable(member.name)}, whose name is no UTF-8 text\n"
+                        "  Pack the archive again under another name."
                     )
                 parts = [part for part in parts if part != "."]
                 if not any(part.startswith(".") for part in parts) and parts[-1] not in DESKTOP_FILES:

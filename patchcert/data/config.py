@@ -1,11 +1,13 @@
-"""Which images and how they become network input: one frozen record, used by recipes and the command line."""
+"""The settings of the data: which images, and how they become network input."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from patchcert.data.registry import dataset_spec
+from patchcert.data.class_names import check_class_names
+from patchcert.data.registry import DatasetSpec, dataset_spec
 from patchcert.errors import DatasetError
 
 Resize = Literal["none", "stretch", "pad", "crop"]
@@ -20,6 +22,8 @@ class DataConfig:
     """Registered name: digits, mnist, cifar10, cifar10-jpeg, imagenet, imagenet-sample, folder, or your own."""
     source: str | None = None
     """Folder or URI of Parquet files or image folders, or "torchvision" to download; unset: $PATCHCERT_DATA/<folder>, then embedded images."""  # noqa: E501
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in the order of their labels, for your own images; unset: from class folders or Parquet files."""  # noqa: E501
     resize: Resize | None = None
     """none: sizes must match; stretch; pad: longer side fits, zeros around; crop: shorter side to 256/224, centre crop; unset: by dataset."""  # noqa: E501
     interpolation: Interpolation | None = None
@@ -55,6 +59,13 @@ class DataConfig:
         _at_least("max_pixels", self.max_pixels, 1)
         _at_least("rows_per_group", self.rows_per_group, 1)
         _at_least("rows_per_shard", self.rows_per_shard, 1)
+        if self.class_names is not None:
+            if spec.class_names is not None:
+                raise DatasetError(
+                    f"data.class_names is given, but {self.dataset} has {len(spec.class_names)} classes of its own\n"
+                    "  Leave data.class_names out, or set data.dataset to folder."
+                )
+            check_class_names(self.class_names, "data.class_names")
         if self.source is not None and not self.source:
             raise DatasetError("data.source is empty\n  Give a folder or URI, or leave it out.")
         if self.rows_per_shard is not None and self.rows_per_shard % (self.rows_per_group or self.rows_per_shard + 1):
@@ -67,6 +78,12 @@ class DataConfig:
                 f"data.validation_size is {self.validation_size}, but {self.dataset} has no training images, only "
                 f"{', '.join(spec.splits)}\n  Leave data.validation_size out."
             )
+
+
+def spec_of(config: DataConfig) -> DatasetSpec:
+    """The dataset of a configuration, with the class names that the configuration gives it."""
+    spec = dataset_spec(config.dataset)
+    return spec if config.class_names is None else dataclasses.replace(spec, class_names=config.class_names)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

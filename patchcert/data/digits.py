@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: nothing in, 1,797 labelled PNG images of 32x32 pixels out."""
+"""Reads the 1,797 handwritten digits that scikit-learn ships, as PNG images of 32x32 pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import RowSource, SourceRow, TakenRows
+from patchcert.data.rows import Findings, RowSource, SourceRow, TakenRows
 
 _NUM_ROWS = {"train": 1_297, "test": 500}
 _SIZE = (32, 32)
@@ -38,6 +38,7 @@ class DigitsSource:
 
 class _DigitRows:
     has_generated_ids = True
+    findings = Findings()
     fingerprint = "scikit-learn digits, last 500 scans for the test, bicubic to 32x32"
 
     def __init__(self, spec: DatasetSpec, split: str) -> None:
@@ -45,6 +46,9 @@ class _DigitRows:
         self._first_scan = 0 if split == "train" else _NUM_ROWS["train"]
         self.num_rows = _NUM_ROWS[split]
         self.class_names = spec.class_names or ()
+
+    def files(self) -> None:
+        """None: the scans come with a package."""
 
     def image_ids(self) -> pa.Array:
         """Names of all images in file order, string array of ``num_rows``."""

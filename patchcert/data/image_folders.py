@@ -1,4 +1,4 @@
-"""Folders of image files, one folder a class, in; labelled encoded images out."""
+"""Reads folders of image files, one folder for each class."""
 
 from __future__ import annotations
 
@@ -11,14 +11,28 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
+from patchcert.data.class_names import shown
+from patchcert.data.listings import FileStamp, Listing
 from patchcert.data.parallel import ordered_map
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import RowSource, SourceRow, fingerprint
+from patchcert.data.rows import Findings, RowSource, SourceRow, fingerprint
+from patchcert.data.source_files import SourceFiles
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
 FILES_AHEAD = 8
 DESKTOP_FILES = {"Thumbs.db", "desktop.ini"}
+# What archivers, file servers and systems leave in folders; never a class.
+LEFTOVER_FOLDERS = {
+    "__MACOSX",
+    "__pycache__",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "RECYCLER",
+    "System Volume Information",
+    "lost+found",
+}
 
 
 class FolderSource:
@@ -38,11 +52,19 @@ class FolderSource:
 
     def available(self) -> list[str]:
         """Names of the source splits that are there."""
-        return self._folder.folders()
+        return self._listing.folders
 
     def find(self, names: Iterable[str]) -> RowSource | None:
-        """The images of the first of these source splits that is there, else None."""
+        """The images of the first of these source splits that is there, else None.
+
+        Raises:
+            DatasetError: the split is there, but cannot be followed; or it holds a file or folder out of place.
+        """
         for split in names:
+            if split in self._listing.problems:
+                raise DatasetError(
+                    f"{self.uri}/{split} cannot be read: {self._listing.problems[split]}\n  Mend or remove it."
+                )
             if split in self._splits:
                 # Train and validation share one listing, which takes a while for a million files.
                 if split not in self._listed:
@@ -51,15 +73,20 @@ class FolderSource:
         return None
 
     @functools.cached_property
+    def _listing(self) -> Listing:
+        return self._folder.listing()
+
+    @functools.cached_property
     def _splits(self) -> list[str]:
         known = {name for names in self._spec.source_splits.values() for name in names}
-        return [name for name in self._folder.folders() if name in known]
+        return [name for name in self._listing.folders if name in known]
 
     @functools.cached_property
     def _classes(self) -> tuple[str, ...]:
         if self._spec.class_names is not None:
             return self._spec.class_names
-        names = sorted({name for split in self._splits for name in self._folder.folder(split).folders()})
+        found = {name for split in self._splits for name in self._folder.folder(split).folders()}
+        names = sorted(found - LEFTOVER_FOLDERS)
         if len(names) < 2:
             raise DatasetError(
                 f"{self.uri} has {len(names)} class folders, but at least 2 are needed\n"
@@ -78,26 +105,50 @@ class _FolderRows:
         self._split = split
         self._prefix = f"{spec.name}/{spec.own_split(split)}"
         self.class_names = class_names
-        files = {
-            path: size
-            for path, size in folder.files(recursive=True).items()
-            if path.rpartition("/")[2] not in DESKTOP_FILES
-        }
-        self._paths = list(files)
-        self.num_rows = len(files)
-        self.fingerprint = fingerprint(files.items())
         self._labels = class_labels(spec, class_names)
+        listing = folder.listing(recursive=True)
+        stamps = {path: stamp for path, stamp in listing.files.items() if not _is_leftover(path)}
+        self._paths = list(stamps)
+        self.num_rows = len(stamps)
+        self.fingerprint = fingerprint((path, stamp.size) for path, stamp in stamps.items())
+        self._files: SourceFiles | None = SourceFiles.of(folder, stamps)
         self._check_classes(spec)
+        self.findings = self._find(listing, stamps)
 
     def _check_classes(self, spec: DatasetSpec) -> None:
         for path in self._paths:
             name, _, rest = path.partition("/")
             if not rest:
-                raise DatasetError(
-                    f"{self._folder}/{path} lies in no class folder\n  Move it to <split>/<class>/, or remove it."
-                )
+                mend = "Move it to <split>/<class>/, or remove it."
+                if name.endswith(".parquet"):
+                    mend = "Parquet files and class folders cannot be mixed in one split: remove the one or the other."
+                raise DatasetError(f"{self._folder}/{path} lies in no class folder\n  {mend}")
             if name not in self._labels:
                 raise unknown_class(str(self._folder), name, spec, self._labels)
+
+    def _find(self, listing: Listing, stamps: dict[str, FileStamp]) -> Findings:
+        left_out: dict[str, str] = {}
+        for name in sorted(LEFTOVER_FOLDERS & set(listing.folders)):
+            num_files = sum(path.startswith(f"{name}/") for path in listing.files)
+            left_out[f"{self._split}/{name}"] = f"a folder that other programs leave behind, {num_files} files"
+        filled = {path.partition("/")[0] for path in self._paths}
+        return Findings(
+            problems={
+                f"{self._split}/{name}": problem for name, problem in listing.problems.items() if not _is_leftover(name)
+            },
+            left_out=left_out,
+            empty_classes=tuple(
+                name for name in listing.folders if name in self._labels and name not in filled | LEFTOVER_FOLDERS
+            ),
+            places=frozenset(listing.places),
+            files_N2=np.array([(stamp.device, stamp.inode) for stamp in stamps.values()], np.uint64).reshape(-1, 2)
+            if self._folder.is_local
+            else None,
+        )
+
+    def files(self) -> SourceFiles | None:
+        """The files that hold the images."""
+        return self._files
 
     def image_ids(self) -> pa.Array:
         """Names of all images in file order, string array of ``num_rows``."""
@@ -118,6 +169,7 @@ class _FolderRows:
         taken = copy.copy(self)
         taken._paths = [self._paths[row] for row in rows.tolist()]
         taken.num_rows = len(rows)
+        taken._files, taken.findings = None, Findings()
         return taken
 
     def _read_file(self, path: str) -> SourceRow:
@@ -127,6 +179,11 @@ class _FolderRows:
             raise DatasetError(f"{self._folder}/{path} cannot be read: {error}\n  Check the source.") from error
         label = self._labels[path.partition("/")[0]]
         return SourceRow(f"{self._prefix}/{path}", data, label, f"{self._split}/{path}")
+
+
+def _is_leftover(path: str) -> bool:
+    *folders, name = path.split("/")
+    return name in DESKTOP_FILES or not LEFTOVER_FOLDERS.isdisjoint(folders)
 
 
 def class_labels(spec: DatasetSpec, class_names: tuple[str, ...]) -> dict[str, int]:
@@ -139,6 +196,6 @@ def unknown_class(place: str, name: str, spec: DatasetSpec, labels: dict[str, in
     nearest = difflib.get_close_matches(name, labels, n=1, cutoff=0.5)
     hint = f"Did you mean {nearest[0]!r}?  " if nearest else ""
     return DatasetError(
-        f"{place} has the class folder {name!r}, which is no class of {spec.name}\n"
+        f"{place} has the class folder {shown(name)}, which is no class of {spec.name}\n"
         f"  {hint}Its {len(set(labels.values()))} classes start with: {', '.join(list(labels)[:10])}."
     )

@@ -1,4 +1,4 @@
-"""A data configuration in, folders of prepared images out: decoded once, in parallel, resumable, never half-written."""
+"""Prepares images: decodes them once, in parallel, into folders of shards; a killed preparation continues."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchcert import __version__
-from patchcert.data.config import DataConfig
+from patchcert.data.audit import audit_source
+from patchcert.data.config import DataConfig, spec_of
 from patchcert.data.decoding import Preprocessing
+from patchcert.data.identity import check_class_lists, check_content, check_identity, files_record, identity_of
 from patchcert.data.prepared import (
     DATASET_FILE,
     SCHEMA_VERSION,
@@ -26,7 +28,7 @@ from patchcert.data.prepared import (
     digest_header,
     read_record,
 )
-from patchcert.data.registry import DatasetSpec, dataset_spec
+from patchcert.data.registry import DatasetSpec
 from patchcert.data.rows import Source
 from patchcert.data.shards import ShardTask, Spread, in_threads, shard_note
 from patchcert.data.sources import open_source
@@ -37,10 +39,6 @@ from patchcert.errors import DatasetError, ResourceError
 PLAN_FILE = "preparation.json"
 QUARANTINE_FILE = "quarantine.parquet"
 CONVERTED_FILE = "converted.parquet"
-
-_GROUP_BYTES = 16 * 2**20
-_MOST_ROWS_PER_GROUP = 4_096
-_GROUPS_PER_SHARD = 16
 
 
 def prepare(
@@ -78,7 +76,7 @@ def prepare(
         ImageError: bad images, named with their rows, unless they are to be quarantined.
         ResourceError: the disk is full or the folder read-only, or fewer than one thread was asked for.
     """
-    spec = dataset_spec(config.dataset)
+    spec = spec_of(config)
     preprocessing = _preprocessing(spec, config, image_size)
     if splits is None:
         splits = [split for split in spec.splits if split != "trainval"]
@@ -90,13 +88,15 @@ def prepare(
     root = Folder(output_folder)
     source = _open_source(spec, config)
     # Two splits of one source say the same.
-    said: set[str] = set()
+    said: dict[str, None] = {}
     works = [
-        _find_work(spec, config, preprocessing, source, root.folder(split), split, said.add)
+        _find_work(spec, config, preprocessing, source, root.folder(split), split, said.setdefault)
         for split in dict.fromkeys(splits)
     ]
-    for text in sorted(said):
+    works = _select(works, source, said.setdefault)
+    for text in said:
         on_warning(text)
+    check_class_lists(root, {work.split: work.rows.class_names for work in works if work.rows is not None})
     progress = _Progress(on_progress, sum(work.num_rows for work in works))
     prepared = {}
     for work in works:
@@ -118,7 +118,8 @@ class _Work:
     folder: Folder
     split: str
     identity: dict[str, Any]
-    rows: SplitRows | None
+    sources: SplitSources | None
+    rows: SplitRows | None = None
     source: dict[str, str]
     finished: PreparedDataset | None
 
@@ -213,19 +214,21 @@ def _find_work(
         # A finished dataset must stay usable on machines that do not have its source.
         if not is_finished:
             raise
-    identity = _identity(spec, config, preprocessing, split, sources)
+    identity = identity_of(spec, config, preprocessing, split, sources)
     if is_finished:
         record = read_record(folder)
         found = {**record["identity"], "num_quarantined": record["num_quarantined"]}
         quarantine = {"num_quarantined": 0} if config.on_bad_image == "error" else {}
-        _check_identity(folder, found, {**identity, **quarantine})
+        check_identity(folder, found, {**identity, **quarantine})
+        if sources is not None:
+            check_content(folder, record.get("source_files"), sources, on_warning)
     elif is_begun:
         try:
             begun = json.loads(folder.read(PLAN_FILE))
         except ValueError as error:
             raise DatasetError(f"{folder}/{PLAN_FILE} cannot be read: {error}\n  Delete the folder.") from error
         # Bad images are mended at the source between two runs: shards made from it before are then made again.
-        _check_identity(folder, begun, {**identity, "source": begun.get("source")})
+        check_identity(folder, begun, {**identity, "source": begun.get("source")})
     return _Work(
         spec=spec,
         config=config,
@@ -233,61 +236,27 @@ def _find_work(
         folder=folder,
         split=split,
         identity=identity,
-        rows=None if is_finished or sources is None else sources.select(on_warning, on_bad_name=config.on_bad_image),
+        sources=sources,
         source=place,
         finished=PreparedDataset.open(folder) if is_finished else None,
     )
 
 
-def _identity(
-    spec: DatasetSpec,
-    config: DataConfig,
-    preprocessing: Preprocessing,
-    split: str,
-    sources: SplitSources | None,
-) -> dict[str, Any]:
-    """Everything that decides which pixels are written; JSON-able. Fields of a missing source are left out."""
-    rows_per_group = config.rows_per_group or _default_rows_per_group(preprocessing.num_bytes)
-    identity: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "dataset": spec.name,
-        "variant": spec.variant,
-        "split": split,
-        "image_size": list(preprocessing.image_size),
-        "num_channels": preprocessing.num_channels,
-        "resize": preprocessing.resize,
-        "interpolation": preprocessing.interpolation,
-        "limit": config.limit,
-        "max_pixels": config.max_pixels,
-        "storage": config.storage,
-        "rows_per_group": rows_per_group,
-        "rows_per_shard": config.rows_per_shard or _GROUPS_PER_SHARD * rows_per_group,
-    }
-    if sources is not None:
-        identity["validation_size"] = sources.validation_size
-        identity["validation_seed"] = sources.validation_seed
-        identity["source"] = sources.fingerprint
-    return identity
-
-
-def _default_rows_per_group(image_bytes: int) -> int:
-    rows = min(max(_GROUP_BYTES // image_bytes, 1), _MOST_ROWS_PER_GROUP)
-    return int(1 << (rows.bit_length() - 1))
-
-
-def _check_identity(folder: Folder, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    differences = [
-        "source: other files than the ones asked for"
-        if key == "source"
-        else f"{key}: {found.get(key)!r} there, {value!r} asked for"
-        for key, value in asked.items()
-        if found.get(key) != value
-    ]
-    if differences:
-        raise DatasetError(
-            f"{folder} holds images prepared differently: {'; '.join(differences)}\n"
-            "  Choose another output folder, or delete this one."
-        )
+def _select(works: list[_Work], source: Source | DatasetError, on_warning: Callable[[str], object]) -> list[_Work]:
+    """Audit the source and decide which of its images belong to the splits that are not finished."""
+    asked = [work for work in works if work.finished is None]
+    if not asked or isinstance(source, DatasetError):
+        return works
+    try:
+        audit_source(asked[0].config, source, [work.split for work in asked], on_warning)
+        return [
+            work
+            if work.finished is not None or work.sources is None
+            else replace(work, rows=work.sources.select(on_warning, on_bad_name=work.config.on_bad_image))
+            for work in works
+        ]
+    except OSError as error:
+        raise _unreadable(asked[0].spec, error) from error
 
 
 def _prepare_split(work: _Work, spread: Spread, progress: _Progress) -> None:
@@ -296,9 +265,11 @@ def _prepare_split(work: _Work, spread: Spread, progress: _Progress) -> None:
     folder.remove_stale_temporaries()
     folder.write(PLAN_FILE, _json(work.identity))
     num_rows = work.rows.num_rows
+    assert work.sources is not None
+    source_files = files_record(work.sources)
     ranges = [(start, min(start + rows_per_shard, num_rows)) for start in range(0, num_rows, rows_per_shard)]
     files = [f"shard-{index:05d}-of-{len(ranges):05d}.parquet" for index in range(len(ranges))]
-    tokens = [_token(work, start, stop) for start, stop in ranges]
+    tokens = [_token(work, source_files, start, stop) for start, stop in ranges]
     for stale in set(_shard_files(folder)) - set(files):
         folder.remove(stale)
     missing = []
@@ -310,7 +281,7 @@ def _prepare_split(work: _Work, spread: Spread, progress: _Progress) -> None:
     tasks = (_shard_task(work, files[index], tokens[index], *ranges[index]) for index in missing)
     for num_done in spread(tasks, len(missing)):
         progress.add(num_done)
-    _finish(work, files, tokens)
+    _finish(work, files, tokens, source_files)
 
 
 def _shard_task(work: _Work, file: str, token: str, start: int, stop: int) -> ShardTask:
@@ -335,13 +306,16 @@ def _shard_files(folder: Folder) -> list[str]:
     return [name for name in folder.files() if name.startswith("shard-") and name.endswith(".parquet")]
 
 
-def _token(work: _Work, start: int, stop: int) -> str:
+def _token(work: _Work, source_files: dict[str, Any] | None, start: int, stop: int) -> str:
     """Tells whether a shard found in the folder is the one that would be written now, by these decoders."""
-    parts = [work.identity, start, stop, metadata.version("pillow"), metadata.version("pyarrow")]
+    content = None
+    if source_files is not None:  # a sample would not show every change
+        content = source_files["stamp" if source_files["is_sampled"] else "content"]
+    parts = [work.identity, content, start, stop, metadata.version("pillow"), metadata.version("pyarrow")]
     return hashlib.sha256(_json(parts)).hexdigest()
 
 
-def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
+def _finish(work: _Work, files: list[str], tokens: list[str], source_files: dict[str, Any] | None) -> None:
     """Digest all shards and write the list of bad images and, last, dataset.json."""
     assert work.rows is not None
     folder, preprocessing = work.folder, work.preprocessing
@@ -393,6 +367,7 @@ def _finish(work: _Work, files: list[str], tokens: list[str]) -> None:
         "num_converted": len(converted),
         "converted_file": CONVERTED_FILE if converted else None,
         "source": work.source,
+        "source_files": source_files,
         "identity": work.identity,
         "made_with": {
             "patchcert": __version__,

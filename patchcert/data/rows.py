@@ -1,14 +1,16 @@
-"""What every source of encoded images offers: named splits in, labelled images in file order out."""
+"""What every source of encoded images offers: named splits, each with its labelled images in file order."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
+
+from patchcert.data.source_files import SourceFiles
 
 DATA_VARIABLE = "PATCHCERT_DATA"
 
@@ -31,12 +33,42 @@ class SourceRow(NamedTuple):
     problem: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a reader noticed while it listed one split; the audit judges it.
+
+    Attributes:
+        problems: files and folders that cannot be read or followed, with the reason.
+        left_out: folders that were left out, with the reason.
+        empty_classes: names of classes whose folder holds no image.
+        places: (device, inode) of all local folders that were read.
+        files_N2: device and inode of each local file, int64, shape (num_images, 2); None where there is no such thing.
+    """
+
+    problems: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    empty_classes: tuple[str, ...] = ()
+    places: frozenset[tuple[int, int]] = frozenset()
+    files_N2: np.ndarray | None = None
+
+
 class RowSource(Protocol):
-    """All labelled images of one split of a source, in file order."""
+    """All labelled images of one split of a source, in file order.
+
+    Attributes:
+        class_names: in label order, the same in every split of a source.
+        fingerprint: digest of the names and sizes of the files.
+        has_generated_ids: whether images are named by their place and not by the source.
+        findings: what was noticed while listing.
+    """
 
     class_names: tuple[str, ...]
     fingerprint: str
     has_generated_ids: bool
+    findings: Findings
+
+    def files(self) -> SourceFiles | None:
+        """The files that hold the images; None for images that come with a package."""
 
     @property
     def num_rows(self) -> int:

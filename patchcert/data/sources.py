@@ -1,4 +1,4 @@
-"""A dataset and a location in, the source of its encoded images out."""
+"""Finds the source of a dataset's images and the reader for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from patchcert.data.registry import DatasetSpec
 from patchcert.data.rows import DATA_VARIABLE, Source
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
+
+TORCHVISION = "torchvision"
+
+
+def source_place(location: str) -> str:
+    """One spelling of where a source lies: relative paths and homes in full."""
+    return location if _is_download(location) else Folder(location).uri
+
+
+def _is_download(location: str) -> bool:
+    return location == TORCHVISION or location.startswith(f"{TORCHVISION}:")
 
 
 def open_source(spec: DatasetSpec, location: str | None) -> Source:
@@ -22,10 +33,10 @@ def open_source(spec: DatasetSpec, location: str | None) -> Source:
         DatasetError: nothing is there, or it is no dataset; the message says what to do.
     """
     # Each kind is imported where it is used, so that no reader is loaded that this dataset does not need.
-    if location is not None and (location == "torchvision" or location.startswith("torchvision:")):
+    if location is not None and _is_download(location):
         from patchcert.data.torchvision_downloads import TorchvisionSource
 
-        return TorchvisionSource(spec, location.removeprefix("torchvision").removeprefix(":") or None)
+        return TorchvisionSource(spec, location.removeprefix(TORCHVISION).removeprefix(":") or None)
     if location is not None:
         return _open_folder(spec, Folder(location))
     root = os.environ.get(DATA_VARIABLE)
@@ -61,7 +72,7 @@ def _open_folder(spec: DatasetSpec, folder: Folder) -> Source:
         )
     if folder.is_file():
         raise DatasetError(f"the source of {spec.name} is a file: {folder}\n  Give the folder it lies in.")
-    if found := find_parquet(folder):
+    if found := find_parquet(spec, folder):
         return ParquetSource(spec, *found)
     if archives := find_archives(spec, folder):
         return ArchiveSource(spec, folder, archives)

@@ -1,4 +1,4 @@
-"""Which images belong to a split: a source and a split name in, an ordered selection of its rows out."""
+"""Decides which images of a source belong to a split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patchcert.data.config import DataConfig
-from patchcert.data.registry import DatasetSpec, ExpectedImages, dataset_spec
+from patchcert.data.audit import held_classes
+from patchcert.data.config import DataConfig, spec_of
+from patchcert.data.registry import DatasetSpec, ExpectedImages
 from patchcert.data.rows import RowReader, RowSource, Source, SourceRow
+from patchcert.data.source_files import SourceFiles
 from patchcert.data.sources import open_source
 from patchcert.errors import DatasetError, ImageError
 
@@ -78,7 +80,7 @@ class TakenSplitRows:
         """All of them in order, in bounded memory."""
         rows = itertools.chain.from_iterable(reader.read(np.arange(num_rows)) for reader, num_rows in self.readers)
         for position, row in enumerate(rows):
-            yield row._replace(problem=self.problems.get(position))
+            yield row._replace(problem=self.problems.get(position, row.problem))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,10 @@ class SplitSources:
         """Digest of the names and sizes of the files behind this split."""
         return "+".join(source.fingerprint for source in self.sources)
 
+    def files(self) -> list[SourceFiles]:
+        """The files behind this split; empty where images come with a package or are still to be downloaded."""
+        return [files for source in self.sources if (files := source.files()) is not None]
+
     def select(
         self,
         on_warning: Callable[[str], object] = warnings.warn,
@@ -142,8 +148,10 @@ class SplitSources:
             segments = [(self.sources[0], np.flatnonzero(held_out if self.split == "validation" else ~held_out))]
         if sum(len(rows) for _, rows in segments) == 0:
             raise DatasetError(f"the {self.split} split of {self.dataset} has no images\n  Check the source.")
+        num_whole = sum(len(rows) for _, rows in segments)
         if self.limit is not None:
             segments = _first(segments, self.limit)
+        self._say_classes(segments, num_whole, on_warning)
         problems = _name_problems(segments)
         if problems and on_bad_name == "error":
             named = [f"row {row}: {problem}" for row, problem in list(problems.items())[:_MOST_NAMED]]
@@ -155,6 +163,26 @@ class SplitSources:
                 "quarantine: the first image of a name is then kept."
             )
         return SplitRows(segments=tuple(segments), problems=problems)
+
+    def _say_classes(
+        self, segments: list[tuple[RowSource, np.ndarray]], num_whole: int, on_warning: Callable[[str], object]
+    ) -> None:
+        """How many classes a split holds that is a part of its source: the first images may be all of one class."""
+        num_rows = sum(len(rows) for _, rows in segments)
+        if num_rows == sum(source.num_rows for source in self.sources):
+            return
+        num_classes = len(segments[0][0].class_names)
+        num_held = np.count_nonzero(sum(held_classes(source, rows) for source, rows in segments))
+        name = f"the {self.split} split of {self.dataset}"
+        if num_rows < num_whole:
+            on_warning(
+                f"{name} is limited to its first {num_rows:,} of {num_whole:,} images, which hold {num_held} of "
+                f"{num_classes} classes"
+            )
+        elif self.split == "train" and num_held < np.count_nonzero(
+            sum(held_classes(source) for source in self.sources)
+        ):
+            on_warning(f"{name} holds {num_held} of {num_classes} classes: all images of the rest are held out")
 
     def _check_counts(self, source: RowSource, expected: ExpectedImages, on_warning: Callable[[str], object]) -> None:
         labels_N = source.labels()
@@ -243,7 +271,7 @@ def count_images(config: DataConfig, split: str) -> int:
     Raises:
         DatasetError: the source is missing, or lacks the split.
     """
-    spec = dataset_spec(config.dataset)
+    spec = spec_of(config)
     return find_split(spec, config, open_source(spec, config.source), split).select(on_bad_name="quarantine").num_rows
 
 

@@ -1,8 +1,8 @@
 """Reads and writes files in folders, local or on an object store, so that each file is whole or absent.
 
 The one place where data, vote tables and checkpoints touch a disk or an object store. A location is a local path or a
-URI (``file:///...``, ``s3://bucket/...``): what has no ``scheme://`` in front is a path, whatever letters it is made of.
-A name is relative to its folder and may not leave it.
+URI (``file:///...``, ``s3://bucket/...``): all else is a path, whatever its letters. A name is
+relative to its folder and may not leave it.
 """
 
 from __future__ import annotations
@@ -322,7 +322,9 @@ def _filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
             f"cannot open {printable(uri)}: {error}\n  Give a local folder, or a URI such as s3://bucket/folder."
         ) from error
     if not path.strip("/") and not isinstance(filesystem, pafs.LocalFileSystem):
-        raise ResourceError(f"the address {uri} names no bucket\n  Give one, such as {uri.rstrip(':/')}://bucket/folder.")
+        raise ResourceError(
+            f"the address {uri} names no bucket\n  Give one, such as {uri.rstrip(':/')}://bucket/folder."
+        )
     if isinstance(filesystem, pafs.LocalFileSystem) and set(uri) & set("?#"):
         raise ResourceError(
             f"the address {uri} ends at its ? or #, as every URI does: {path} would be meant\n"

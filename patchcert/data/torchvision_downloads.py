@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from patchcert.data.decoding import encode_png
 from patchcert.data.registry import DatasetSpec
-from patchcert.data.rows import DATA_VARIABLE, RowSource, SourceRow, TakenRows
+from patchcert.data.rows import DATA_VARIABLE, Findings, RowSource, SourceRow, TakenRows
+from patchcert.data.source_files import SourceFiles
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError
 
@@ -54,8 +55,13 @@ class TorchvisionSource:
         return None if split is None else _TorchvisionRows(self._spec, self._cache, split)
 
 
+# Where torchvision unpacks a dataset, inside its cache.
+_UNPACKED = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}
+
+
 class _TorchvisionRows:
     has_generated_ids = True
+    findings = Findings()
 
     def __init__(self, spec: DatasetSpec, cache: Path, split: str) -> None:
         self._cache = cache
@@ -83,6 +89,13 @@ class _TorchvisionRows:
     def num_rows(self) -> int:
         """Number of images; downloads them if they are not there."""
         return len(self._dataset)
+
+    def files(self) -> SourceFiles | None:
+        """The unpacked files of all splits; None before they were downloaded, or where torchvision keeps others."""
+        folder = Folder(self._cache).folder(_UNPACKED.get(self._torchvision_class, self._torchvision_class))
+        # Archives are not what images are read from.
+        stamps = {name: stamp for name, stamp in folder.listing().files.items() if not name.endswith(".gz")}
+        return SourceFiles.of(folder, stamps) if stamps else None
 
     def image_ids(self) -> pa.Array:
         """Names of all images in file order, string array of ``num_rows``."""

@@ -114,7 +114,7 @@ def test_class_names_come_from_hub_metadata_or_are_asked_for(tmp_path):
     table = hub_table([encode(random_image(9, 9))] * 2, [0, 1])
     pq.write_table(table, tmp_path / "test.parquet")
     folder = dataset_spec("folder")
-    with pytest.raises(DatasetError, match=r"does not name its classes\n  Register the dataset"):
+    with pytest.raises(DatasetError, match=r"does not name its classes\n  Give their names in the order"):
         open_source(folder, str(tmp_path)).find(["test"])
     features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "test.parquet")
@@ -199,12 +199,13 @@ def test_imagenet_folders_are_labelled_by_wordnet_id(tmp_path):
 
 
 def test_own_folders_take_their_classes_from_all_splits(tmp_path):
-    write_folder(tmp_path, {"b/1.png": random_image(9, 7), "c/2.png": random_image(5, 9)})
-    write_folder(tmp_path, {"a/3.png": random_image(9, 7), "c/4.png": random_image(9, 7)}, "test")
-    config = DataConfig(dataset="folder", source=str(tmp_path))
-    prepared = prepare(config, (6, 10), tmp_path / "out", splits=["train", "test"])
+    write_folder(tmp_path, {f"{name}/1.png": random_image(9, 7) for name in "cba"})
+    write_folder(tmp_path, {"a/3.png": random_image(9, 7), "c/4.png": random_image(5, 9)}, "test")
+    config = DataConfig(dataset="folder", source=str(tmp_path), allow_subset=True)
+    with pytest.warns(UserWarning, match=r"1 classes have training images in .*, but no test images: 'b'"):
+        prepared = prepare(config, (6, 10), tmp_path / "out", splits=["train", "test"])
     assert prepared["train"].class_names == prepared["test"].class_names == ("a", "b", "c")
-    assert prepared["train"].read_all().labels_N.tolist() == [1, 2]
+    assert prepared["train"].read_all().labels_N.tolist() == [0, 1, 2]
     assert prepared["test"].read_all().labels_N.tolist() == [0, 2]
     assert prepared["test"].preprocessing["resize"] == "crop"
 

@@ -238,7 +238,7 @@ def test_bad_images_are_all_named_with_their_rows(tiny, tmp_path):
     with pytest.raises(ImageError, match="4 bad images in the test split of tiny") as caught:
         prepare(config_for(tmp_path / "hub"), None, tmp_path / "out", splits=["test"])
     lines = str(caught.value).splitlines()
-    assert lines[1] == "  tiny/test/000001 (test.parquet row 1): it has no bytes"
+    assert lines[1] == ("  tiny/test/000001 (test.parquet row 1): it has no bytes, only the path '1.png' of a file")
     assert lines[2].startswith("  tiny/test/000004 (test.parquet row 4): it cannot be decoded: ")
     assert lines[3] == "  tiny/test/000006 (test.parquet row 6): its label is 3, but tiny has classes 0 to 2"
     assert lines[4].endswith("(test.parquet row 9): it is 9x9 pixels, but resize 'none' needs 8x8")
