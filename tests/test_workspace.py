@@ -53,10 +53,10 @@ def test_own_images_that_an_older_version_prepared_are_found(tmp_path):
 
 @pytest.mark.parametrize("name", ["a?b", "100%", "a b#c"])
 def test_any_folder_can_be_the_work_folder(tmp_path, name):
-    Workspace(str(tmp_path / name)).name_latest_model("column4-digits", "k")
-    assert os.listdir(tmp_path) == [name] and Path(tmp_path, name, "models").is_dir()
-    model = Workspace(str(tmp_path / name)).latest_model("column4-digits")
-    assert model.path().startswith(f"{tmp_path}/{name}/") and Folder(str(model)) == model
+    model = Workspace(str(tmp_path / name)).models("column4-digits").folder("k")
+    model.write("config.json", b"{}")
+    assert os.listdir(tmp_path) == [name] and Path(tmp_path, name, "models/column4-digits/k/config.json").is_file()
+    assert Folder(str(model)) == model and Folder(str(model)).exists("config.json")
 
 
 def test_the_home_is_where_a_shell_has_it(tmp_path, monkeypatch):

@@ -64,4 +64,5 @@ def copied_table(reference, workspace):
 
 @pytest.fixture
 def workspace(tmp_path):
-    return Workspace(str(tmp_path / "work"))
+    # A path is a path: Ray and MLflow would read some of these letters as parts of a URI.
+    return Workspace(str(tmp_path / "work? #1 100%"))

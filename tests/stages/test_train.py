@@ -28,7 +28,8 @@ def same_weights(left, right):
 def trained(ray_cluster, small_recipe, prepared, tmp_path_factory):
     from patchcert.stages.train import train
 
-    workspace = Workspace(str(tmp_path_factory.mktemp("trained")))
+    # A path is a path: Ray would read some of these letters as parts of a URI.
+    workspace = Workspace(str(tmp_path_factory.mktemp("trained") / "work? #1 100%"))
     rows = []
     model = train(small_recipe, prepared, workspace, ONE_CPU, on_epoch=lambda epoch, row: rows.append((epoch, row)))
     return workspace, model, rows
