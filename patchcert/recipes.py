@@ -14,6 +14,7 @@ from patchcert.geometry import Patch, ViewSet
 from patchcert.models.config import ClassifierConfig
 from patchcert.prediction.config import PredictionConfig
 from patchcert.studies.config import StudyConfig
+from patchcert.summaries import summary_of
 from patchcert.training.config import TrainingConfig
 
 
@@ -102,7 +103,7 @@ def recipe_family(
             dataset=dataset,
             sizes=sizes,
             build=lambda size: build(defense, size),
-            summary=(build.__doc__ or "").strip().splitlines()[0],
+            summary=summary_of(build),
         )
         return build
 

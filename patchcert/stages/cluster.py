@@ -72,6 +72,19 @@ def set_environment(*, embedded: bool, verbose: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+def check_docstrings(optimize: int) -> None:
+    """Raise ResourceError where Python drops docstrings, which Ray Data reads while it is imported.
+
+    Args:
+        optimize: how often Python was given ``-O``, ``sys.flags.optimize``.
+    """
+    if optimize >= 2:
+        raise ResourceError(
+            "this Python drops docstrings (-OO, or PYTHONOPTIMIZE=2), and Ray Data cannot be imported without them.\n"
+            "  Start the command without that option:  env -u PYTHONOPTIMIZE patchcert ..."
+        )
+
+
 @contextlib.contextmanager
 def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
     """Connects to a cluster or starts an embedded Ray, which ends with the block.
@@ -84,6 +97,7 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
     Raises:
         ResourceError: the cluster cannot be reached, or a Ray of our own does not start (in time).
     """
+    check_docstrings(sys.flags.optimize)
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     set_environment(embedded=address == "local", verbose=verbose)
     import ray

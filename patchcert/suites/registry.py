@@ -9,6 +9,7 @@ from patchcert.errors import RecipeError
 from patchcert.recipes import Recipe, find_recipe
 from patchcert.studies.config import StudyConfig
 from patchcert.studies.paper import PaperFigure, PaperTable
+from patchcert.summaries import summary_of
 
 Networks = Literal["published", "one-pass"]
 Changes = Mapping[str, Any]
@@ -85,7 +86,7 @@ def suite(name: str) -> Callable[[Callable[[str, Networks, bool], Suite]], Calla
     """Registers a function (name, networks, quick) -> suite; the first line of its docstring is for lists."""
 
     def register(build: Callable[[str, Networks, bool], Suite]) -> Callable[[str, Networks, bool], Suite]:
-        summary = (build.__doc__ or "").strip().splitlines()[0]
+        summary = summary_of(build)
         SUITES[name] = SuiteSpec(name=name, summary=summary, build=lambda networks, quick: build(name, networks, quick))
         return build
 
