@@ -273,7 +273,7 @@ def test_pages_of_a_moved_folder_with_an_odd_name_show_its_runs_and_end_with_the
         table = wait_for(address, pages)
     finally:
         pages.send_signal(signal.SIGTERM)
-        assert pages.wait(60) == 143
+        assert pages.wait(60) == 130
     assert b"certified" in table
     assert not (tmp_path / "before").exists()
     with pytest.raises(OSError):

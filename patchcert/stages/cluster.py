@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import warnings

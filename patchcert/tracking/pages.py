@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -84,11 +83,9 @@ def serve_pages(uri: str, port: int, say: Callable[[str], object]) -> int:
             follow_folder(uri)
     say(f"The tracker's pages are at {command.address} until you press Ctrl-C")
     server = subprocess.Popen(command.arguments, env=command.environment)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = server.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
         _end(server)
     code = 128 - code if code < 0 else code
     say(f"The server of the tracker's pages ended with exit code {code}.")
