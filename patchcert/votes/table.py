@@ -1,11 +1,11 @@
-"""Votes of all views of all images as a folder of Parquet parts that carry the identity of what made them."""
+"""Writes and reads vote tables: the votes of all views of all images, as Parquet parts that say what made them."""
 
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import ParquetReader, opened_parquet, parsed_json, read_json
 from patchcert.errors import VoteTableError
 from patchcert.geometry import view_set_from_identity
 from patchcert.votes.scores import rounded_score
@@ -145,10 +146,11 @@ class VoteTable:
             state = f"is unfinished: {len(parts)} parts and no {SUCCESS}" if parts else "holds no vote table"
             raise VoteTableError(f"{folder} {state}.\n  Run or repeat:  patchcert vote RECIPE")
         try:
-            success = json.loads(folder.read(SUCCESS))
+            data = folder.read(SUCCESS)
+            success = parsed_json(data)
             identity = success["identity"]
             version = identity["schema_version"]
-            is_whole = fingerprint(identity) == success["fingerprint"]
+            is_whole = fingerprint(identity) == success["fingerprint"] and data == _success_bytes(success)
             ranges = sorted((part["start"], part["stop"]) for part in success["parts"] + success.get("quarantined", []))
             borders = [0, *(stop for _, stop in ranges)]
             in_a_row = [start for start, _ in ranges] == borders[:-1]
@@ -229,7 +231,10 @@ class VoteTable:
         """What was measured while the table was made (hardware, rates), or None; no part of its identity."""
         if not self._folder.exists(RUN):
             return None
-        record: dict[str, Any] = json.loads(self._folder.read(RUN))
+        try:
+            record: dict[str, Any] = read_json(self._folder, RUN)
+        except ValueError as error:
+            raise VoteTableError(f"{self._folder}/{RUN} is damaged: {error}.\n  Delete this file.") from None
         return record
 
     def read_part(self, index: int) -> VotePart:
@@ -239,20 +244,24 @@ class VoteTable:
             VoteTableError: the part is missing, damaged or of another table.
         """
         part = self._success["parts"][index]
-        name = part["name"]
-        problem = part_problem(self._folder, name, self.identity, (part["start"], part["stop"]))
-        if problem:
-            raise VoteTableError(f"{self._folder}/{name} {problem}.\n  Mend the table:  patchcert vote RECIPE")
+        name, rows = part["name"], (part["start"], part["stop"])
+        path = f"{self._folder}/{name}"
+        if not self._folder.exists(name):
+            raise VoteTableError(f"{path} is missing.\n  Compute it again:  patchcert vote RECIPE")
         try:
-            with self._folder.open(name) as source:
-                table = pq.read_table(source, page_checksum_verification=True)
-            # Checksums guard the votes, not the description of the columns.
-            if not table.schema.equals(_schema(self.num_views, self.score_floor is not None)):
-                raise ValueError("its columns are not those of this vote table")
-            return _from_arrow(table, self, part["start"])
+            data = self._folder.read(name)
+            reader = ParquetReader(pa.BufferReader(data))
+            if problem := _foreign(reader, self.identity, rows):
+                raise VoteTableError(f"{path} {problem}.\n  Compute it again:  patchcert vote RECIPE")
+            # Tables of versions that noted no digests are guarded by the checksums of their pages alone.
+            if (noted := part.get("sha256")) is not None and (found := digest_of_part(data)) != noted:
+                raise ValueError(f"its sha256 is {found[:12]}, {SUCCESS} says {str(noted)[:12]}")
+            schema = _schema(self.num_views, self.score_floor is not None)
+            reader.require({field.name: field.type for field in schema})
+            return _from_arrow(reader.read(schema.names), self, part["start"])
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise VoteTableError(
-                f"{self._folder}/{name} is damaged ({str(error).partition(chr(10))[0]}).\n"
+                f"{path} is damaged ({str(error).partition(chr(10))[0]}).\n"
                 "  Delete it and repeat:  patchcert vote RECIPE"
             ) from None
 
@@ -295,17 +304,25 @@ def part_problem(folder: Folder, name: str, identity: Identity, rows: tuple[int,
     if not folder.exists(name):
         return "is missing"
     try:
-        with folder.open(name) as source:
-            file = pq.ParquetFile(source)
-            metadata = file.schema_arrow.metadata or {}
-            num_rows = file.metadata.num_rows
+        with opened_parquet(folder, name) as reader:
+            return _foreign(reader, identity, rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"is damaged ({str(error).partition(chr(10))[0]})"
-    if metadata.get(_IDENTITY_KEY) != canonical_json(identity).encode():
+
+
+def _foreign(reader: ParquetReader, identity: Identity, rows: tuple[int, int]) -> str | None:
+    """Why a readable part is not the part of this table with these rows, or None."""
+    if reader.key_values.get(_IDENTITY_KEY) != canonical_json(identity).encode():
         return "belongs to another vote table"
-    if metadata.get(_ROWS_KEY) != f"{rows[0]}-{rows[1]}".encode() or num_rows != rows[1] - rows[0]:
-        return f"holds rows {metadata.get(_ROWS_KEY, b'?').decode()} ({num_rows}), not {rows[0]}-{rows[1]}"
+    noted = reader.key_values.get(_ROWS_KEY, b"?").decode(errors="replace")
+    if noted != f"{rows[0]}-{rows[1]}" or reader.num_rows != rows[1] - rows[0]:
+        return f"holds rows {noted} ({reader.num_rows}), not {rows[0]}-{rows[1]}"
     return None
+
+
+def digest_of_part(data: bytes) -> str:
+    """The sha256 of a part's bytes, hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def missing_parts(folder: Folder, identity: Identity, rows_of_parts: list[tuple[int, int]]) -> dict[int, str]:
@@ -344,14 +361,20 @@ def finish_table(
     identity: Identity,
     rows_of_parts: list[tuple[int, int]],
     quarantined: Sequence[QuarantinedPart] = (),
+    *,
+    computed: Collection[int] = (),
 ) -> VoteTable:
     """Verifies all parts and marks the table as finished.
+
+    The record notes the digest of each part. A part that an earlier record names keeps the digest noted there, so that
+    damage done since is not taken for what was written.
 
     Args:
         folder: of the table.
         identity: what it was made from.
         rows_of_parts: rows (start, stop) of every part.
         quarantined: parts that the table goes without; listed with their reasons in QUARANTINE.
+        computed: numbers of the parts that were computed since an earlier record was written, if there is one.
 
     Raises:
         VoteTableError: another part is missing, damaged or foreign, or none is left; nothing is marked.
@@ -368,23 +391,27 @@ def finish_table(
             "  Mend that, then repeat the same command."
         )
 
-    def listed(indices: Iterable[int]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": part_name(index, len(rows_of_parts)),
-                "start": rows_of_parts[index][0],
-                "stop": rows_of_parts[index][1],
-            }
-            for index in indices
-        ]
+    def listed(index: int) -> dict[str, Any]:
+        start, stop = rows_of_parts[index]
+        return {"name": part_name(index, len(rows_of_parts)), "start": start, "stop": stop}
+
+    noted = _noted_digests(folder, identity)
+
+    def digested(index: int) -> dict[str, Any]:
+        row = listed(index)
+        digest = noted.get(row["name"]) if index not in computed else None
+        return {**row, "sha256": digest or digest_of_part(folder.read(row["name"]))}
+
+    with concurrent.futures.ThreadPoolExecutor(_LOOKS_AT_A_TIME) as pool:
+        parts = list(pool.map(digested, (index for index in range(len(rows_of_parts)) if index not in problems)))
 
     success: dict[str, Any] = {
         "identity": identity,
         "fingerprint": fingerprint(identity),
-        "parts": listed(index for index in range(len(rows_of_parts)) if index not in problems),
+        "parts": parts,
     }
     if problems:
-        success["quarantined"] = listed(problems)
+        success["quarantined"] = [listed(index) for index in problems]
         reasons = [
             {**row, "reason": excused[index].reason, "nodes": list(excused[index].nodes)}
             for index, row in zip(problems, success["quarantined"], strict=True)
@@ -392,8 +419,22 @@ def finish_table(
         folder.write(QUARANTINE, json.dumps(reasons, indent=1, sort_keys=True, ensure_ascii=False).encode())
     else:
         folder.remove(QUARANTINE)
-    folder.write(SUCCESS, json.dumps(success, indent=1, sort_keys=True).encode())
+    folder.write(SUCCESS, _success_bytes(success))
     return VoteTable(folder, success)
+
+
+def _noted_digests(folder: Folder, identity: Identity) -> dict[str, str]:
+    """Digests of parts by their names, from an earlier record of the same table; empty where there is none."""
+    try:
+        table = VoteTable.open(folder, identity)
+    except VoteTableError:
+        return {}
+    return {part["name"]: part["sha256"] for part in table._success["parts"] if "sha256" in part}
+
+
+def _success_bytes(success: dict[str, Any]) -> bytes:
+    """The one way in which a table's record is written; any other text was not written by this program."""
+    return json.dumps(success, indent=1, sort_keys=True).encode()
 
 
 def check_identity(found: Identity, expected: Identity, location: str) -> None:
