@@ -556,7 +556,7 @@ class Pipeline:
 
     def _find_study(self, table: VoteTable, out: str | None) -> StudyResult | None:
         """The whole result of the same questions and votes, or None."""
-        from patchcert.studies.results import result_id
+        from patchcert.studies.result_folders import result_id
 
         identity = self._study_identity(table)
         try:
@@ -581,7 +581,7 @@ class Pipeline:
 
     def _find_variance(self, identity: dict[str, Any], out: str | None) -> "VarianceResult | None":
         """The whole result of the same draws and votes, or None."""
-        from patchcert.studies.results import result_id
+        from patchcert.studies.result_folders import result_id
         from patchcert.studies.variance_results import VarianceResult
 
         try:

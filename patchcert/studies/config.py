@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from typing import Literal
+from typing import Any, Literal
 
 from patchcert.errors import StudyError
 
@@ -181,6 +181,16 @@ class StudyConfig:
                 f"replacement is {', '.join(self.replacement)}.\n"
                 "  Add 'without' to replacement, or drop the certificate."
             )
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "StudyConfig":
+        """Reads the settings that a study's identity holds.
+
+        Raises:
+            TypeError: fields are unknown, or it is no object.
+            StudyError: a value is out of range.
+        """
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def check_samples(self, num_samples: int) -> None:
         """Checks that views which were sampled when they were voted on are enough, and all that is asked about them.

@@ -17,7 +17,8 @@ from patchcert.studies.paper_figures import paper_figures
 from patchcert.studies.paper_tables import FilledTable, fill_tables
 from patchcert.studies.paper_writing import METRIC_TITLES, cells, certificate_cell, columns, latex
 from patchcert.studies.report import attack, headlines, provenance, template_environment
-from patchcert.studies.results import FIGURES, Location, StudyResult, whole_folder
+from patchcert.studies.result_folders import FIGURES, Location, whole_folder
+from patchcert.studies.results import StudyResult
 from patchcert.studies.suite_networks import NetworkRun
 from patchcert.studies.wording import GUARANTEES, certificate_words
 

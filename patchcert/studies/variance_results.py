@@ -1,4 +1,4 @@
-"""Repeated draws in, a result folder that is whole or absent out; and back: the folder in, its tables out."""
+"""Writes and opens the results of one variance study: raw repeats, figures of each image, a summary and a picture."""
 
 import dataclasses
 import io
@@ -8,16 +8,18 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from patchcert.data.sealed import read_sealed, sealed_bytes
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import read_json
 from patchcert.errors import StudyError
 from patchcert.studies.drawing import save_drawing
-from patchcert.studies.results import (
+from patchcert.studies.result_folders import (
     FIGURES,
-    PER_IMAGE,
     RUN,
     Location,
-    check_file,
-    digest_of,
+    check_result_id,
+    checked_files,
+    digests_of,
     read_table,
     result_id,
     whole_folder,
@@ -25,12 +27,14 @@ from patchcert.studies.results import (
     write_json,
     write_parquet,
 )
+from patchcert.studies.results import PER_IMAGE
 from patchcert.studies.subject import Subject
 from patchcert.studies.variance import VarianceTables
 from patchcert.studies.variance_figure import variance_figure
 
 SCHEMA_VERSION = 1
 RECORD, REPEATS, VARIANCE_CSV = "variance.json", "repeats.parquet", "variance.csv"
+_KEYS = ("schema_version", "result_id", "identity", "subject", "headline_patch", "files")
 _MEND = "Draw again:  patchcert variance RECIPE"
 
 
@@ -47,6 +51,7 @@ class VarianceResult:
         summary: one row for each question, as ``VarianceAccumulator.tables`` names its columns.
         repeats: one row for each question and repeat, as ``VarianceTables`` names its columns.
         run: what was measured on the way: times, hardware, versions, commit.
+        files: names of the files that it consists of.
     """
 
     folder: Folder
@@ -57,6 +62,7 @@ class VarianceResult:
     summary: pd.DataFrame
     repeats: pd.DataFrame
     run: dict[str, Any]
+    files: tuple[str, ...]
 
     @classmethod
     def open(cls, location: Location) -> "VarianceResult":
@@ -69,11 +75,13 @@ class VarianceResult:
         if not folder.is_file(RECORD):
             raise StudyError(f"{folder} holds no variance study: {RECORD} is missing.\n  {_MEND}")
         try:
-            record = json.loads(folder.read(RECORD))
+            record, is_whole = read_sealed(folder, RECORD, unsealed=_KEYS)
             version = record["schema_version"]
             if version == SCHEMA_VERSION:
-                for name, digest in record["files"].items():
-                    check_file(folder, name, digest)
+                if not is_whole:
+                    raise ValueError(f"{RECORD} was changed after it was written")
+                files = checked_files(folder, record["files"], (REPEATS, PER_IMAGE, VARIANCE_CSV))
+                check_result_id(record)
                 summary = io.BytesIO(folder.read(VARIANCE_CSV))
                 return cls(
                     folder=folder,
@@ -83,7 +91,8 @@ class VarianceResult:
                     headline_patch=record["headline_patch"],
                     summary=pd.read_csv(summary, keep_default_na=False, float_precision="round_trip"),
                     repeats=read_table(folder, REPEATS).to_pandas(),
-                    run=json.loads(folder.read(RUN)),
+                    run=read_json(folder, RUN),
+                    files=(*files, RECORD),
                 )
         except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             raise StudyError(f"{folder} is damaged: {type(error).__name__}: {error}.\n  {_MEND}") from None
@@ -127,14 +136,14 @@ def write_variance(
         tables.summary.to_csv(folder / VARIANCE_CSV, index=False, lineterminator="\n")
         (folder / FIGURES).mkdir()
         save_drawing(variance_figure(tables.repeats, headline_patch), folder / FIGURES)
+        write_json(folder / RUN, run)
         record = {
             "schema_version": SCHEMA_VERSION,
             "result_id": result_id(identity),
             "identity": identity,
             "subject": dataclasses.asdict(subject),
             "headline_patch": headline_patch,
-            "files": {name: digest_of((folder / name).read_bytes()) for name in (REPEATS, PER_IMAGE, VARIANCE_CSV)},
+            "files": digests_of(folder),
         }
-        write_json(folder / RECORD, record)
-        write_json(folder / RUN, run)
+        (folder / RECORD).write_bytes(sealed_bytes(record))
     return VarianceResult.open(location)

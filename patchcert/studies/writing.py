@@ -1,5 +1,6 @@
-"""Answers in, finished folders out: tables, figures and report of one study, or one report over several."""
+"""Writes finished folders: tables, figures and report of one study, or one report over several."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,8 @@ from patchcert.studies.drawing import save_drawing
 from patchcert.studies.figures import figures_of, save
 from patchcert.studies.questions import Question, headline_patch
 from patchcert.studies.report import DrawnFigure, render
-from patchcert.studies.results import (
-    ANSWERS_CSV,
-    FIGURES,
-    SUMMARY,
-    Location,
-    StudyResult,
-    result_id,
-    whole_folder,
-    write_tables,
-)
+from patchcert.studies.result_folders import FIGURES, Location, digests_of, result_id, whole_folder
+from patchcert.studies.results import ANSWERS_CSV, SUMMARY, StudyResult, write_summary, write_tables
 from patchcert.studies.subject import Subject
 
 REPORT_HTML, REPORT_MARKDOWN, COMPARISON_CSV = "report.html", "report.md", "comparison.csv"
@@ -77,7 +70,9 @@ def write_study(
         write_tables(folder, result, per_image, placements)
         closer = closer_look(result, per_image, placements, dataset)
         _write_report(folder, [result], result.answers, closer)
-    return result
+        write_summary(folder, result)
+        files = tuple(digests_of(folder))
+    return dataclasses.replace(result, files=files)
 
 
 def write_report(location: Location, results: Sequence[StudyResult]) -> str:

@@ -33,9 +33,11 @@ from patchcert.workspace import Workspace, canonical_settings
 if TYPE_CHECKING:
     import pandas as pd
 
-    from patchcert.studies.results import Location, StudyResult
+    from patchcert.studies.result_folders import Location
+    from patchcert.studies.results import StudyResult
     from patchcert.studies.variance_results import VarianceResult
 
+_CONTENT = "patchcert.content_digest"
 _RESULT_ID, _TRAINING_KEY, _MODEL_DIGEST = "patchcert.result_id", "patchcert.training_key", "patchcert.model_digest"
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH = 6000, 4900, 36
 _FINISH_SECONDS, _RETRY_SECONDS = 60.0, 5.0
@@ -420,7 +422,7 @@ class Tracker:
         metrics: dict[int, dict[str, float]],
         table: "pd.DataFrame",
     ) -> PublishedRun:
-        from patchcert.studies.results import local_copy
+        from patchcert.studies.result_folders import local_copy
 
         subject, measured_on = result.subject, result.run.get("environment", {})
         experiment = self.experiment(f"patchcert/{subject.dataset}/{kind}")
@@ -431,6 +433,7 @@ class Tracker:
             name=f"{subject.defense}-{subject.split}-{result.result_id[:6]}",
             tags=_source_tags(measured_on, f"patchcert {command} {subject.defense}"),
         )
+        self._refuse_other_content(run_id, result)
         # Metric points are a set; the run's own start as their time makes repeating harmless.
         timestamp = self.client.get_run(run_id).info.start_time
         self.client.update_run(run_id, status="RUNNING")
@@ -450,10 +453,27 @@ class Tracker:
         self._link_model(run_id, subject)
         # log_table() would append to the table of an earlier attempt.
         self.client.log_text(run_id, table.to_json(orient="split", index=False), _TABLE)
-        with local_copy(result.folder) as folder:
+        with local_copy(result.folder, result.files) as folder:
             self.client.log_artifacts(run_id, str(folder))
         self.client.set_terminated(run_id, "FINISHED")
         return PublishedRun(run_id=run_id, experiment_id=experiment, link=self.save_view(experiment))
+
+    def _refuse_other_content(self, run_id: str, result: "StudyResult | VarianceResult") -> None:
+        """Keeps what a finished run shows: other numbers under the same id are not published over it.
+
+        Raises:
+            TrackingError: the run holds other tables.
+        """
+        from patchcert.studies.result_folders import content_digest
+
+        run, content = self.client.get_run(run_id), content_digest(result.folder, result.files)
+        there = run.data.tags.get(_CONTENT)
+        if there not in (None, content) and run.info.status == "FINISHED":
+            raise TrackingError(
+                f"the run of result {result.result_id} holds other numbers (content {there[:12]}) than {result.folder} "
+                f"(content {content[:12]}).\n  Find out which of them is right:  patchcert verify {result.folder}"
+            )
+        self.client.set_tag(run_id, _CONTENT, content)
 
     def log_params(self, run_id: str, settings: dict[str, Any]) -> None:
         """Records settings, nested names joined by dots; a setting that is recorded already stays as it is."""

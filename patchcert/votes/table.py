@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchcert.data.sealed import read_sealed, sealed_bytes
 from patchcert.data.storage import Folder
-from patchcert.data.untrusted import ParquetReader, opened_parquet, parsed_json, read_json
+from patchcert.data.untrusted import ParquetReader, opened_parquet, read_json
 from patchcert.errors import VoteTableError
 from patchcert.geometry import view_set_from_identity
 from patchcert.votes.scores import rounded_score
@@ -25,6 +26,7 @@ QUARANTINE = "quarantined_parts.json"
 _IDENTITY_KEY = b"patchcert.identity"
 _ROWS_KEY = b"patchcert.rows"
 _LOOKS_AT_A_TIME = 8
+_KEYS = ("identity", "fingerprint", "parts", "quarantined")
 
 Identity = dict[str, Any]
 
@@ -146,11 +148,10 @@ class VoteTable:
             state = f"is unfinished: {len(parts)} parts and no {SUCCESS}" if parts else "holds no vote table"
             raise VoteTableError(f"{folder} {state}.\n  Run or repeat:  patchcert vote RECIPE")
         try:
-            data = folder.read(SUCCESS)
-            success = parsed_json(data)
+            success, is_whole = read_sealed(folder, SUCCESS, unsealed=_KEYS)
             identity = success["identity"]
             version = identity["schema_version"]
-            is_whole = fingerprint(identity) == success["fingerprint"] and data == _success_bytes(success)
+            is_whole = is_whole and fingerprint(identity) == success["fingerprint"]
             ranges = sorted((part["start"], part["stop"]) for part in success["parts"] + success.get("quarantined", []))
             borders = [0, *(stop for _, stop in ranges)]
             in_a_row = [start for start, _ in ranges] == borders[:-1]
@@ -419,7 +420,7 @@ def finish_table(
         folder.write(QUARANTINE, json.dumps(reasons, indent=1, sort_keys=True, ensure_ascii=False).encode())
     else:
         folder.remove(QUARANTINE)
-    folder.write(SUCCESS, _success_bytes(success))
+    folder.write(SUCCESS, sealed_bytes(success))
     return VoteTable(folder, success)
 
 
@@ -430,11 +431,6 @@ def _noted_digests(folder: Folder, identity: Identity) -> dict[str, str]:
     except VoteTableError:
         return {}
     return {part["name"]: part["sha256"] for part in table._success["parts"] if "sha256" in part}
-
-
-def _success_bytes(success: dict[str, Any]) -> bytes:
-    """The one way in which a table's record is written; any other text was not written by this program."""
-    return json.dumps(success, indent=1, sort_keys=True).encode()
 
 
 def check_identity(found: Identity, expected: Identity, location: str) -> None:

@@ -10,7 +10,7 @@ from studies import simulated
 from patchcert.data.storage import Folder
 from patchcert.errors import ResourceError, StudyError
 from patchcert.studies import StudyConfig, StudyResult, write_report
-from patchcert.studies.results import local_copy
+from patchcert.studies.result_folders import local_copy
 
 
 def contents(location):
@@ -52,7 +52,9 @@ def test_equal_input_gives_equal_bytes_but_for_run_json(tmp_path, column_study, 
     assert first == second
     other = simulated.write(column_study, tmp_path / "other", run={"study_seconds": 99})
     changed = {name for name, data in contents(other.folder).items() if first[name] != data}
-    assert changed == {"run.json", "report.html", "report.md"}, "only what shows the run"
+    assert changed == {"run.json", "report.html", "report.md", "summary.json"}, (
+        "what shows the run, and names its digest"
+    )
 
 
 def test_result_id_follows_everything_that_can_change_an_answer(tmp_path, column_study, results):
@@ -99,7 +101,7 @@ def test_a_result_on_an_object_store_is_the_one_on_a_disk(tmp_path, results, col
     opened = StudyResult.open(stored.folder)
     pd.testing.assert_frame_equal(opened.answers, results[0].answers)
     assert opened.per_image().equals(results[0].per_image()) and opened.figures == results[0].figures
-    with local_copy(opened.folder) as copy:
+    with local_copy(opened.folder, opened.files) as copy:
         assert contents(copy) == contents(results[0].folder)
     assert not copy.exists()
     write_report(report := object_store(tmp_path / "report"), [opened])
