@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from .held import NETWORK, Hold
+from .held import IMAGES_PER_PART, NETWORK, Hold
 
-NUM_IMAGES, IMAGES_PER_PART = 300, 10
+NUM_IMAGES = 300
 _FAULTS, _AGAIN = collections.Counter(), collections.Counter()
 
 if os.environ.get("PATCHCERT_CHAOS") == "1":

@@ -18,6 +18,7 @@ from patchcert.stages.vote_worker import VoteWorker
 from patchcert.training.loop import Trainer
 
 NETWORK = "chaos.held:make"
+IMAGES_PER_PART = 10
 UNLIMITED = 10**6
 _VARIABLE = "PATCHCERT_HELD"
 _STEPS_BEFORE = 4
@@ -67,30 +68,15 @@ class Hold:
         )
 
 
-class _Work:
-    """The worker's side: what is under way in this process, where it stops, and until when."""
+_epoch = {"number": 0, "steps before": -1}
+_run_epoch, _votes = Trainer.run_epoch, VoteWorker._votes
 
-    def __init__(self):
-        self._mark = None
 
-    def begin(self, mark, steps, may_go_on):
-        self._mark, self._steps, self._may_go_on = mark, steps, may_go_on
-
-    def step(self, *_):
-        """Called before every forward pass; stops at one of each piece of work."""
-        if self._mark is None:
-            return
-        if self._steps:
-            self._steps -= 1
-            return
-        mark, self._mark = self._mark, None
-        mark.touch()
-        while not self._may_go_on():
+def _stop(mark, may_go_on):
+    if _VARIABLE in os.environ:
+        Path(os.environ[_VARIABLE], mark).touch()
+        while not may_go_on():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-_WORK = _Work()
-_run_epoch, _compute = Trainer.run_epoch, VoteWorker.compute
 
 
 def _allowed(what):
@@ -98,27 +84,31 @@ def _allowed(what):
 
 
 def _held_epoch(trainer):
-    if _VARIABLE in os.environ:
-        epoch = trainer.next_epoch + 1
-        mark = Path(os.environ[_VARIABLE], f"epoch-{epoch}-{time.time_ns()}")
-        _WORK.begin(mark, _STEPS_BEFORE, lambda: epoch <= _allowed("epochs"))
+    _epoch.update({"number": trainer.next_epoch + 1, "steps before": _STEPS_BEFORE})
     return _run_epoch(trainer)
 
 
-def _held_part(worker, row):
-    if _VARIABLE in os.environ:
-        table = Path(worker._job.table_folder)
-        mark = Path(os.environ[_VARIABLE], f"part-{row['part']}-{os.getpid()}")
-        _WORK.begin(mark, 0, lambda: len(list(table.glob("part-*"))) < _allowed("parts"))
-    return _compute(worker, row)
+def _step(*_):
+    """Called before every forward pass; stops in the middle of the epoch."""
+    if _epoch["steps before"] == 0:
+        number = _epoch["number"]
+        _stop(f"epoch-{number}-{time.time_ns()}", lambda: number <= _allowed("epochs"))
+    _epoch["steps before"] -= 1
 
 
-Trainer.run_epoch, VoteWorker.compute = _held_epoch, _held_part
+def _held_votes(worker, start, stop):
+    # Its parts have equal numbers of images, but for the last.
+    part, table = start // IMAGES_PER_PART, Path(worker._job.table_folder)
+    _stop(f"part-{part}-{os.getpid()}", lambda: len(list(table.glob("part-*"))) < _allowed("parts"))
+    return _votes(worker, start, stop)
+
+
+Trainer.run_epoch, VoteWorker._votes = _held_epoch, _held_votes
 
 
 def make(num_input_channels, view_size, num_classes):
     """Builds the network."""
     config = ClassifierConfig(network="drs-mnist-cnn", width=0.25)
     network = drs_mnist_cnn(config, num_input_channels, view_size, num_classes)
-    network.register_forward_pre_hook(_WORK.step)
+    network.register_forward_pre_hook(_step)
     return network

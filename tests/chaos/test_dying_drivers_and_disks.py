@@ -13,8 +13,8 @@ import pytest
 from cli.conftest import CommandLine
 from processes import processes_named
 
-from .conftest import IMAGES_PER_PART, NUM_IMAGES, stamps
-from .held import NETWORK, UNLIMITED
+from .conftest import NUM_IMAGES, stamps
+from .held import IMAGES_PER_PART, NETWORK, UNLIMITED
 
 SETTINGS = (
     "--data.limit", NUM_IMAGES, "--data.validation-size", "20", "--training.epochs", "6",
@@ -83,7 +83,9 @@ def test_vote_goes_on_after_dead_drivers_a_full_disk_and_a_cut_part(
     made = {}
     for wanted in (2, 6):
         hold.allow(parts=wanted)
-        killed_when(command, arguments, lambda: [table for table in votes.iterdir() if hold.waiting(table)])
+        killed_when(
+            command, arguments, lambda wanted=wanted: len(parts()) >= wanted and hold.waiting(parts()[0].parent)
+        )
         fault("vote driver killed")
         (table,) = votes.iterdir()
         # Only the part under way is lost: a mark is left of it. What was finished is not written again.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from processes import processes_named
 
-from .conftest import IMAGES_PER_PART, NUM_IMAGES, stamps
-from .held import UNLIMITED
+from .conftest import NUM_IMAGES, stamps
+from .held import IMAGES_PER_PART, UNLIMITED
 
 ACTOR = "MapWorker(MapBatches(VoteWorker))"
 pytestmark = pytest.mark.timeout(2400)
