@@ -42,9 +42,12 @@ case "${1:-}" in
   stop)
     [ -f "$pidfile" ] || { echo "not running"; exit 0; }
     pid=$(cat "$pidfile")
-    kill -TERM -- "-$pid" 2>/dev/null || true
-    for _ in $(seq 40); do
-      kill -0 -- "-$pid" 2>/dev/null || break
+    # It ends its servers and then itself; of a signal to all of them at once each waits for the others.
+    kill -TERM "$pid" 2>/dev/null || true
+    for _ in $(seq 80); do
+      kill -0 "$pid" 2>/dev/null || break
+      # Where nobody waits for it, what has ended stays in the list of processes.
+      if grep -qs '^State:[[:space:]]*Z' "/proc/$pid/status"; then break; fi
       sleep 0.25
     done
     kill -KILL -- "-$pid" 2>/dev/null || true

@@ -1,6 +1,8 @@
 """The files in jobs/ under ``ray job submit`` on the cluster that cluster/local.sh starts."""
 
+import concurrent.futures
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,20 +50,35 @@ def submit(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "vote", "study", "pipeline"])
-def test_every_job_is_the_command_of_its_name(name):
-    command = [sys.executable, ROOT / "jobs" / f"{name}.py", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"usage: patchcert {'run' if name == 'pipeline' else name} RECIPE")
+def test_every_job_is_the_command_of_its_name(name, capsys, monkeypatch):
+    script = str(ROOT / "jobs" / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(script, run_name="__main__")
+    assert done.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: patchcert {'run' if name == 'pipeline' else name} RECIPE")
 
 
-def test_a_job_writes_where_it_is_told(submit, tmp_path):
-    code, output = submit(ROOT / "jobs" / "prepare.py", "column4-digits", "--work", tmp_path, *SMALL)
+@pytest.fixture(scope="module")
+def jobs(submit, tmp_path_factory):
+    """Work folder, exit code and output of two jobs that run at the same time."""
+    words = {"prepare": ("column4-digits", *SMALL), "train": ("colunm4-digits",)}
+    folders = {name: tmp_path_factory.mktemp(name) for name in words}
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        running = {
+            name: threads.submit(submit, ROOT / "jobs" / f"{name}.py", *words[name], "--work", folders[name])
+            for name in words
+        }
+        return {name: (folders[name], *job.result()) for name, job in running.items()}
+
+
+def test_a_job_writes_where_it_is_told(jobs):
+    folder, code, output = jobs["prepare"]
     assert code == 0, output
-    assert len(list(tmp_path.glob("data/digits-32x32-*/*/dataset.json"))) >= 2
+    assert len(list(folder.glob("data/digits-32x32-*/*/dataset.json"))) >= 2
 
 
-def test_mistake_in_a_job_fails_it_with_one_clear_message(submit, tmp_path):
-    code, output = submit(ROOT / "jobs" / "train.py", "colunm4-digits", "--work", tmp_path)
+def test_mistake_in_a_job_fails_it_with_one_clear_message(jobs):
+    _, code, output = jobs["train"]
     assert code != 0
     assert "Did you mean column4-digits?" in output and "Traceback" not in output
