@@ -181,14 +181,22 @@ def ray_cluster():
     set_environment(embedded=True, verbose=False)
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=150 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    # Ray gives a node 30 seconds to come up; on a machine that is far too busy another try has a better chance.
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                object_store_memory=150 * 2**20,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            break
+        except Exception:
+            ray.shutdown()
+            if not tries_left:
+                raise
     with connected(Resources()):
         context = ray.data.DataContext.get_current()
         context.execution_options.verbose_progress = False

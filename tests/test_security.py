@@ -205,7 +205,8 @@ class TestNothingListensBeyondLoopback:
         finally:
             process.communicate("", timeout=60)
 
-    def test_the_pages_of_the_tracker(self, tmp_path):
+    def test_the_pages_of_the_tracker(self, tmp_path, empty_store):
+        shutil.copy(empty_store, tmp_path / "mlflow.db")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

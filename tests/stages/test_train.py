@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import safetensors.torch
 import torch
 
 from patchcert.errors import CheckpointError, TrainingError
-from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
+from patchcert.models.checkpoint import initial_classifier, load_checkpoint, read_checkpoint_config
 from patchcert.stages.resources import Resources
 from patchcert.trained_models import find_model
+from patchcert.training.feeding import open_feed
+from patchcert.training.loop import Trainer
 from patchcert.workspace import Workspace
 
 ONE_CPU = Resources(cpus_per_worker=1)
@@ -26,17 +30,40 @@ def same_weights(left, right):
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster, small_recipe, prepared, tmp_path_factory):
-    from patchcert.stages.train import train
+    """A training whose worker died after two epochs, and which the same call then finished.
+
+    Its work folder, the model, the epochs that were reported, and the error of the first call.
+    """
+    from patchcert.stages import train as stage
+
+    train_worker = stage._train_worker
+
+    def dies_after_two_epochs(config):
+        run_epoch = Trainer.run_epoch
+
+        def run(self):
+            if self.next_epoch == 2:
+                raise RuntimeError("the power went out")
+            return run_epoch(self)
+
+        Trainer.run_epoch = run
+        train_worker(config)
 
     # A path is a path: Ray would read some of these letters as parts of a URI.
     workspace = Workspace(str(tmp_path_factory.mktemp("trained") / "work? #1 100%"))
-    rows = []
-    model = train(small_recipe, prepared, workspace, ONE_CPU, on_epoch=lambda epoch, row: rows.append((epoch, row)))
-    return workspace, model, rows
+    once, rows = dataclasses.replace(ONE_CPU, max_failures=0), []
+    train = functools.partial(
+        stage.train, small_recipe, prepared, workspace, once, on_epoch=lambda epoch, row: rows.append((epoch, row))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_train_worker", dies_after_two_epochs)
+        with pytest.raises(TrainingError) as failure:
+            train()
+    return workspace, train(), rows, str(failure.value)
 
 
 def test_training_reports_every_epoch_to_the_driver_and_leaves_a_checkpoint(trained, small_recipe, prepared):
-    workspace, model, rows = trained
+    workspace, model, rows, _ = trained
     assert [epoch for epoch, _ in rows] == [1, 2, 3]
     assert all(row["images_per_second"] > 0 and 0 <= row["validation_view_accuracy"] <= 1 for _, row in rows)
     classifier = load_checkpoint(model.folder, classifier=small_recipe.classifier, views=small_recipe.views)
@@ -47,7 +74,7 @@ def test_training_reports_every_epoch_to_the_driver_and_leaves_a_checkpoint(trai
 def test_second_call_takes_the_finished_model(trained, small_recipe, prepared):
     from patchcert.stages.train import train
 
-    workspace, model, _ = trained
+    workspace, model, *_ = trained
     again = train(small_recipe, prepared, workspace, ONE_CPU)
     assert again.reused and again.digest == model.digest
 
@@ -56,7 +83,7 @@ def test_second_call_takes_the_finished_model(trained, small_recipe, prepared):
 def test_damaged_model_is_noticed_and_written_again_once_deleted(trained, small_recipe, prepared, workspace, what):
     from patchcert.stages.train import train
 
-    finished, model, _ = trained
+    finished, model, *_ = trained
     shutil.copytree(finished.folder.path(), workspace.folder.path())
     folder = workspace.models(small_recipe.name).folder(model.folder.path().rpartition("/")[2])
     name = read_checkpoint_config(folder)["weights"] if what == "weights" else what
@@ -74,7 +101,7 @@ def test_run_whose_list_of_checkpoints_was_cut_off_goes_on(trained, small_recipe
     """Ray writes the list in place, so a driver may die in the middle of it."""
     from patchcert.stages.train import train
 
-    finished, model, _ = trained
+    finished, model, *_ = trained
     shutil.copytree(finished.folder.path("training"), workspace.folder.path("training"))
     (run,) = Path(workspace.folder.path("training")).iterdir()
     index = run / "checkpoint_manager_snapshot.json"
@@ -132,35 +159,20 @@ def test_saved_state_that_cannot_be_used_is_refused_with_the_way_out(tmp_path, d
         _load_state(Checkpoint(str(tmp_path)), "fedc4567")
 
 
-def test_run_that_dies_after_an_epoch_continues_to_the_same_weights(
-    trained, small_recipe, prepared, workspace, monkeypatch
-):
-    """The worker dies for good after two epochs; the same command goes on at the third."""
-    from patchcert.stages import train as stage
-
-    original = stage._train_worker
-
-    def dies_after_two_epochs(config):
-        from patchcert.training.loop import Trainer
-
-        run_epoch = Trainer.run_epoch
-
-        def run(self):
-            if self.next_epoch == 2:
-                raise RuntimeError("the power went out")
-            return run_epoch(self)
-
-        Trainer.run_epoch = run
-        original(config)
-
-    monkeypatch.setattr(stage, "_train_worker", dies_after_two_epochs)
-    once = dataclasses.replace(ONE_CPU, max_failures=0)
-    with pytest.raises(TrainingError, match=r"(?s)failed: .*Repeat the same command"):
-        stage.train(small_recipe, prepared, workspace, once)
-    monkeypatch.undo()
-    model = stage.train(small_recipe, prepared, workspace, once)
+def test_run_that_dies_after_an_epoch_continues_to_the_same_weights(trained, small_recipe, prepared):
+    """As one process trains them that nothing happens to; no Ray."""
+    _, model, _, error = trained
+    assert re.search(r"(?s)failed: .*Repeat the same command", error)
     assert [row["epoch"] for row in model.epochs] == [3]
-    assert same_weights(weights(model.folder), weights(trained[1].folder))
+    torch.set_num_threads(1)
+    dataset, training = prepared["train"], small_recipe.training
+    classifier = initial_classifier(
+        small_recipe.classifier, small_recipe.views, dataset.num_channels, dataset.num_classes, training.seed
+    )
+    trainer = Trainer(classifier, training, open_feed(dataset, training), torch.device("cpu"))
+    for _ in range(training.epochs):
+        trainer.run_epoch()
+    assert same_weights(weights(model.folder), classifier.state_dict())
 
 
 def test_two_workers_train_one_model(ray_cluster, small_recipe, prepared, workspace):
