@@ -161,6 +161,7 @@ class Pipeline:
                     f"{recipe.name}: the code of {recipe.classifier.network} changed since {other} was trained: "
                     "training another model"
                 )
+            self._probe_start(dataset)
             model = self._train(datasets, run, resume=resume)
         run.finish("FINISHED", checkpoint=model)
         asked = self.options.resources.workers
@@ -203,6 +204,17 @@ class Pipeline:
                 run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
 
+    def _probe_start(self, dataset: PreparedDataset) -> None:
+        """Raises ModelError where the network could not be trained, saved or certified, before any work is done."""
+        from patchcert.models.checkpoint import initial_classifier
+        from patchcert.prediction.probing import probe
+
+        recipe = self.recipe
+        classifier = initial_classifier(
+            recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
+        )
+        probe(classifier, _few_images(dataset), trains=True)
+
     def trained_model(self) -> Folder:
         """Return the checkpoint that was trained with exactly these settings.
 
@@ -225,12 +237,14 @@ class Pipeline:
             The checkpoint; only who names it gets it.
         """
         from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+        from patchcert.prediction.probing import probe
 
         recipe = self.recipe
         dataset = next(iter(self.prepare([recipe.study.split]).values()))
         classifier = initial_classifier(
             recipe.classifier, recipe.views, dataset.num_channels, dataset.num_classes, recipe.training.seed
         )
+        probe(classifier, _few_images(dataset))
         folder = self.workspace.models(recipe.name).folder(f"untrained-{untrained_key(recipe, dataset)}")
         class_names = list(dataset.class_names)
         digest = save_checkpoint(
@@ -249,13 +263,14 @@ class Pipeline:
             CheckpointError: there is no such model, or the checkpoint was made for something else.
         """
         from patchcert.models.checkpoint import load_checkpoint
+        from patchcert.prediction.probing import probe
         from patchcert.stages.cluster import connected
 
         recipe = self.recipe
         folder = Folder(checkpoint) if checkpoint else self.trained_model()
         dataset = self.prepare([recipe.study.split])[recipe.study.split]
         # A checkpoint of another model is refused before Ray starts.
-        load_checkpoint(
+        classifier = load_checkpoint(
             folder,
             classifier=recipe.classifier,
             views=recipe.views,
@@ -263,6 +278,7 @@ class Pipeline:
             class_names=dataset.class_names,
         )
         self._say_model(folder)
+        probe(classifier, _few_images(dataset))
         with connected(self.options.resources, verbose=self.options.verbose):
             from patchcert.stages.vote import vote
 
@@ -302,7 +318,8 @@ class Pipeline:
         Args:
             checkpoint: folder or URI; None: the model of the recipe's settings, or start weights, which are as fast.
         """
-        from patchcert.models.checkpoint import initial_classifier, save_checkpoint
+        from patchcert.models.checkpoint import initial_classifier, load_checkpoint, save_checkpoint
+        from patchcert.prediction.probing import probe
         from patchcert.stages.cluster import connected
 
         recipe, split = self.recipe, self.recipe.study.split
@@ -326,6 +343,7 @@ class Pipeline:
                 )
                 save_checkpoint(classifier, folder, {})
                 note += ("; " if note else "") + "no model of these settings is there: measured with start weights"
+            probe(load_checkpoint(folder, classifier=recipe.classifier, views=recipe.views), _few_images(dataset))
             with connected(self.options.resources, verbose=self.options.verbose):
                 from patchcert.stages.estimate import estimate_vote
 
@@ -604,3 +622,8 @@ class Pipeline:
 
 def _named(folder: Folder, digest: str) -> str:
     return f"checkpoint {folder} (digest {digest[:12]})"
+
+
+def _few_images(dataset: PreparedDataset) -> Any:
+    """Two images to probe a network with, uint8 (N, H, W, C), or None where there are none."""
+    return dataset.read(0, min(2, dataset.num_rows)).images_NHWC if dataset.num_rows else None

@@ -1,5 +1,6 @@
 """Saves base classifiers as config.json and the weights that it names, and loads them; nothing is executed."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 from patchcert.data.storage import Folder
-from patchcert.errors import CheckpointError, PatchcertError
+from patchcert.errors import CheckpointError, ModelError, PatchcertError
 from patchcert.geometry import view_set_from_identity
 from patchcert.models.checkpoint_config import CONFIG, FORMAT, read_checkpoint_config
 from patchcert.models.classifier import BaseClassifier
@@ -37,10 +38,7 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
     Returns:
         The checkpoint's digest: sha256, hexadecimal, over weights, network, its code, encoding, views and classes.
     """
-    weights = safetensors.torch.save(
-        # Copies, because the format refuses tensors that share memory, as tied weights do.
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in classifier.state_dict().items()}
-    )
+    weights = weights_of(classifier)
     config = {
         "format": FORMAT,
         "classifier": classifier.config.to_json(),
@@ -61,6 +59,44 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
             with contextlib.suppress(OSError):
                 folder.remove(name)
     return str(config["digest"])
+
+
+def weights_of(classifier: BaseClassifier) -> bytes:
+    """Return the weights of a classifier as the bytes of a safetensors file.
+
+    Raises:
+        ModelError: its state holds something else than dense tensors of numbers.
+    """
+    tensors = {}
+    for name, value in classifier.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+            kind = f"{value.layout} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ModelError(
+                f"classifier: {classifier.config.network!r} keeps {name.removeprefix('network.')!r} in its state, a "
+                f"{kind.removeprefix('torch.')}; a checkpoint holds dense tensors only.\n"
+                "  Keep it as a plain attribute if it never changes, else as a dense buffer (register_buffer)."
+            )
+        # Copies, because the format refuses tensors that share memory, as tied weights do.
+        tensors[name] = value.detach().cpu().contiguous().clone()
+    try:
+        return bytes(safetensors.torch.save(tensors))
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"classifier: the state of {classifier.config.network!r} cannot be saved as safetensors: {error}.\n"
+            "  Keep parameters and buffers of plain number types."
+        ) from None
+
+
+def load_weights(classifier: BaseClassifier, weights: bytes) -> None:
+    """Load what ``weights_of`` returned into a classifier of the same settings.
+
+    Raises:
+        Exception: what safetensors or ``load_state_dict`` raise when they do not fit.
+    """
+    state = collections.OrderedDict(safetensors.torch.load(weights))
+    # Versions of modules, which the format leaves out and some modules refuse to load without.
+    state._metadata = classifier.state_dict()._metadata  # type: ignore[attr-defined]
+    classifier.load_state_dict(state)
 
 
 def load_checkpoint(
@@ -131,9 +167,12 @@ def load_checkpoint(
         made_with, made_views if views is None else views, config["image_channels"], config["num_classes"]
     )
     try:
-        model.load_state_dict(safetensors.torch.load(raw))
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder}: weights do not fit the network {made_with.network!r}: {error}") from None
+        load_weights(model, raw)
+    except Exception as error:  # modules of users raise whatever they like while they are loaded
+        raise CheckpointError(
+            f"{folder}: weights do not fit the network {made_with.network!r}: {error}\n"
+            "  Restore the network's code or the folder, or train again:  patchcert train RECIPE"
+        ) from None
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""uint8 images and view numbers in, logits of those views out: the view cutter and the network as one module."""
+"""Classifies single views of images: the view cutter and the network as one module."""
 
 from typing import Any
 
@@ -60,12 +60,14 @@ class BaseClassifier(nn.Module):
 
     def some_views(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> torch.Tensor:
         """Scores n views of each image, each on its own; as ``forward``, of pixels that ``cutter.encode`` returned."""
+        logits = self.network(*self.network_inputs(pixels_BCHW, views_Bn))
+        return _at_least_float32(logits).view(-1, views_Bn.shape[1], self.num_classes)
+
+    def network_inputs(self, pixels_BCHW: torch.Tensor, views_Bn: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the network reads to score n views of each image: the views, or pixels and view numbers."""
         if isinstance(self.members[0], TokenDroppingTransformer):
-            logits = self.network(pixels_BCHW, views_Bn)
-        else:
-            views = self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last)
-            logits = self.network(views)
-        return logits.float().view(-1, views_Bn.shape[1], self.num_classes)
+            return pixels_BCHW, views_Bn
+        return (self.cutter.cut(pixels_BCHW, views_Bn).contiguous(memory_format=torch.channels_last),)
 
     def all_views(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Scores every view of each image together, for a network that is ``one_pass``.
@@ -79,7 +81,7 @@ class BaseClassifier(nn.Module):
         if isinstance(self.members[0], TokenDroppingTransformer):
             return self.some_views(pixels_BCHW, self._every_view_1V(pixels_BCHW.device))
         continued = self.cutter.continued(pixels_BCHW).contiguous(memory_format=torch.channels_last)
-        return self.network(continued).float().view(-1, self.views.num_views, self.num_classes)
+        return _at_least_float32(self.network(continued)).view(-1, self.views.num_views, self.num_classes)
 
     def _every_view_1V(self, device: torch.device) -> torch.Tensor:
         return torch.arange(self.views.num_views, device=device)[None]
@@ -101,3 +103,7 @@ class BaseClassifier(nn.Module):
         if self.one_pass:
             return self.all_views(pixels_BCHW)
         return self.some_views(pixels_BCHW, self._every_view_1V(pixels_BCHW.device))
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
