@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from patchcert.checks import check_numbers
 from patchcert.errors import ModelError
 from patchcert.views.encoding import EncodingConfig
 
@@ -49,6 +50,7 @@ class ClassifierConfig:
             raise ModelError(
                 f"classifier: {self.network!r} has no published weights; pretrained needs a torchvision:NAME network."
             )
+        check_numbers(self, "classifier", ModelError)
 
     def to_json(self) -> dict[str, Any]:
         """What the network computes depends on, as plain JSON values (the start weights do not count)."""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal, get_args
 
+from patchcert.checks import check_numbers
 from patchcert.errors import ModelError
 from patchcert.geometry import PixelViews, SampledViews, ViewSet
 
@@ -55,6 +56,7 @@ class PredictionConfig:
             raise ModelError(
                 f"prediction: sample_seed {self.sample_seed} has no effect when num_samples is 0: nothing is drawn."
             )
+        check_numbers(self, "prediction", ModelError)
 
     def voted_views(self, views: ViewSet) -> ViewSet:
         """The views that are scored and voted on: all of them, or samples where they are too many to list.

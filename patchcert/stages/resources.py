@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from patchcert.checks import check_numbers
 from patchcert.errors import ResourceError
 
 
@@ -68,3 +69,4 @@ class Resources:
             raise ResourceError(
                 f"resources: wait_for_gpus is {self.wait_for_gpus:g}, but device is cpu.\n  Leave one of them out."
             )
+        check_numbers(self, "resources", ResourceError)

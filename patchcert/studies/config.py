@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from typing import Any, Literal
 
+from patchcert.checks import check_numbers
 from patchcert.errors import StudyError
 
 
@@ -181,6 +182,7 @@ class StudyConfig:
                 f"replacement is {', '.join(self.replacement)}.\n"
                 "  Add 'without' to replacement, or drop the certificate."
             )
+        check_numbers(self, "study", StudyError)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "StudyConfig":
@@ -261,3 +263,4 @@ class VarianceConfig:
                 "variance: random_crops_exact differs from random_crops_reported only without replacement, but "
                 "replacement is 'with'.\n  Add 'without', or ask for random_crops_reported."
             )
+        check_numbers(self, "variance", StudyError)

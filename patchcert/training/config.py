@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal, get_args, get_origin
 
+from patchcert.checks import check_numbers
 from patchcert.errors import TrainingError
 
 
@@ -110,6 +111,7 @@ class TrainingConfig:
                 "training: augmentation 'shift' by 0 pixels has no effect.\n"
                 "  Set --training.shift-pixels to 1 or more, or --training.augmentation none"
             )
+        check_numbers(self, "training", TrainingError)
 
     def _check_objective(self) -> None:
         if self.objective == "cross_entropy":

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
+from patchcert.checks import check_numbers
 from patchcert.errors import ModelError
 
 
@@ -49,6 +50,7 @@ class EncodingConfig:
                 f"(removed {self.removed!r}) stay in place.\n"
                 "  Set --classifier.encoding.removed cut, or leave the coordinates out."
             )
+        check_numbers(self, "classifier.encoding", ModelError)
 
     def num_input_channels(self, image_channels: int) -> int:
         """Channels of the tensor the network receives: the image's, doubled by NULL encoding, and the coordinates."""
