@@ -248,3 +248,15 @@ class NotCopyable(Base):
 
 def not_copyable(num_input_channels, view_size, num_classes):
     return NotCopyable(num_input_channels, num_classes)
+
+
+def __getattr__(name):
+    """Networks of timm by name: ``timm_resnet10t``."""
+    if not name.startswith("timm_"):
+        raise AttributeError(name)
+    import timm
+
+    def make(num_input_channels, view_size, num_classes):
+        return timm.create_model(name.removeprefix("timm_"), in_chans=num_input_channels, num_classes=num_classes)
+
+    return make

@@ -135,17 +135,21 @@ def test_trained_networks_pass_on_real_images(trained, prepared_digits, request)
     probe(request.getfixturevalue(trained).classifier, prepared_digits["test"].read(0, 2).images_NHWC)
 
 
-FAMILIES = (
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
-    "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11_bn",
+QUICK_FAMILIES = ("mnasnet0_5", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
+OTHER_FAMILIES = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "regnet_y_400mf",
+    "swin_t", "vgg11_bn",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [*QUICK_FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES)]
+)
 def test_families_of_torchvision_pass(name):
     probe(built(f"torchvision:{name}", BandViews(image_size=(64, 64), width=8), channels=3), trains=True)
 
 
+@pytest.mark.slow
 def test_large_transformer_passes_in_seconds():
     """In processor time, of which a machine with several cores needs less on the clock."""
     views = BandViews(image_size=(224, 224), width=19, stride=20)
@@ -158,7 +162,8 @@ def test_large_transformer_passes_in_seconds():
 def test_families_of_timm_pass():
     pytest.importorskip("timm")
     for name in ("resnet10t", "vit_tiny_patch16_224", "convnext_atto"):
-        probe(built(own(f"timm_{name}"), BandViews(image_size=(224, 224), width=19), channels=3), trains=True)
+        classifier = built(own(f"timm_{name}"), BandViews(image_size=(224, 224), width=19, stride=20), channels=3)
+        probe(classifier, trains=True)
 
 
 class TestOnePass:
