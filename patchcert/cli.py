@@ -605,13 +605,14 @@ def _flat(path: str, values: dict[str, Any]) -> list[str]:
 
 def _show_folder(location: str) -> None:
     from patchcert.data.storage import Folder
+    from patchcert.data.untrusted import read_json
     from patchcert.errors import RecipeError
 
     folder = Folder(location)
     for name in ("summary.json", "_SUCCESS.json", "config.json", "dataset.json", "layout.json"):
         if folder.exists(name):
             print(f"{folder}/{name}")
-            print(json.dumps(json.loads(folder.read(name)), indent=1, sort_keys=True))
+            print(json.dumps(read_json(folder, name), indent=1, sort_keys=True))
             return
     raise RecipeError(f"{folder} is no study, vote table, checkpoint or prepared dataset of patchcert.")
 

@@ -34,6 +34,7 @@ from patchcert.data.shards import ShardTask, Spread, in_threads, shard_note
 from patchcert.data.sources import open_source
 from patchcert.data.splits import SplitRows, SplitSources, find_split
 from patchcert.data.storage import Folder, write_error
+from patchcert.data.untrusted import read_json
 from patchcert.errors import DatasetError, ResourceError
 
 PLAN_FILE = "preparation.json"
@@ -224,7 +225,7 @@ def _find_work(
             check_content(folder, record.get("source_files"), sources, on_warning)
     elif is_begun:
         try:
-            begun = json.loads(folder.read(PLAN_FILE))
+            begun = read_json(folder, PLAN_FILE)
         except ValueError as error:
             raise DatasetError(f"{folder}/{PLAN_FILE} cannot be read: {error}\n  Delete the folder.") from error
         # Bad images are mended at the source between two runs: shards made from it before are then made again.

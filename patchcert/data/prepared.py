@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import read_json
 from patchcert.errors import DatasetError, ResourceError
 
 DATASET_FILE = "dataset.json"
@@ -297,7 +297,7 @@ def read_record(folder: Folder) -> dict[str, Any]:
         mend = f"Open one of its splits: {', '.join(splits)}." if splits else "Make it first:  patchcert prepare"
         raise DatasetError(f"{folder} is no prepared dataset: it has no {DATASET_FILE}\n  {mend}")
     try:
-        record = json.loads(folder.read(DATASET_FILE))
+        record = read_json(folder, DATASET_FILE)
         version = record["schema_version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(folder, f"{DATASET_FILE} cannot be read: {error}") from error

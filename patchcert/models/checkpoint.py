@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from patchcert.data.sealed import sealed_bytes
 from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError, ModelError, PatchcertError
 from patchcert.geometry import view_set_from_identity
@@ -52,7 +53,7 @@ def save_checkpoint(classifier: BaseClassifier, folder: Folder, provenance: dict
     config["weights"] = f"weights-{hashlib.sha256(weights).hexdigest()[:12]}.safetensors"
     folder.remove_stale_temporaries()
     folder.write(config["weights"], weights)
-    folder.write(CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
+    folder.write(CONFIG, sealed_bytes(config))
     for name in folder.files():
         if name.startswith("weights") and name.endswith(".safetensors") and name != config["weights"]:
             # Weights of the checkpoint before, or of a save that was killed: they cost space, nothing else.

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pickle
 import socket
@@ -20,6 +19,7 @@ from ray.util.queue import Empty, Queue
 
 from patchcert.data import PreparedDataset
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import read_json
 from patchcert.errors import ModelError, PatchcertError, TrainingError
 from patchcert.models.checkpoint import initial_classifier, save_checkpoint
 from patchcert.models.config import ClassifierConfig
@@ -263,7 +263,7 @@ def _unlisted_state(folder: Folder, key: str) -> ray.train.Checkpoint | None:
     """
     if folder.exists(_INDEX):
         try:
-            json.loads(folder.read(_INDEX))
+            read_json(folder, _INDEX)
             return None
         except ValueError:
             folder.remove(_INDEX)

@@ -14,6 +14,7 @@ import ray.data
 import patchcert.errors
 from patchcert.data import PreparedDataset
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import read_json
 from patchcert.errors import PatchcertError, ResourceError, VoteTableError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.models.networks import ONE_PASS_NETWORKS
@@ -141,6 +142,7 @@ def vote(
     if not todo:
         return retried(lambda: finish_table(folder, plan.job.identity, plan.rows_of_parts))
     retried(lambda: plan.keep_layout())
+    computed = {row["part"] for row in todo}
     started, worker_seconds, images_before = time.time(), 0.0, progress.images_done
     failures: dict[int, _Failure] = {}
     most_bad = max(_MOST_BAD_PARTS, math.floor(_MOST_BAD_SHARE * len(plan.rows_of_parts)))
@@ -188,7 +190,7 @@ def vote(
         "quarantined_parts": len(bad),
     }
     retried(lambda: folder.write(RUN, json.dumps(record, indent=1, sort_keys=True).encode()))
-    return retried(lambda: finish_table(folder, plan.job.identity, plan.rows_of_parts, bad))
+    return retried(lambda: finish_table(folder, plan.job.identity, plan.rows_of_parts, bad, computed=computed))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,7 +281,7 @@ def plan_table(
     device = "cuda" if share.num_gpus else "cpu"
     size = images_per_part(recipe, dataset.num_rows, resources)
     if folder.exists(_LAYOUT):
-        layout = json.loads(folder.read(_LAYOUT))
+        layout = read_json(folder, _LAYOUT)
         if not folder.exists(SUCCESS):
             _check_arithmetic(folder, layout, _arithmetic(device, recipe.prediction))
         size = int(layout["images_per_part"])

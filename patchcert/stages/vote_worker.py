@@ -18,6 +18,7 @@ import pyarrow as pa
 from patchcert.data import PreparedDataset
 from patchcert.data.reading_ahead import read_ahead
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import read_json
 from patchcert.errors import PatchcertError, VoteTableError
 from patchcert.models.checkpoint import load_checkpoint, read_checkpoint_config
 from patchcert.models.config import ClassifierConfig
@@ -260,7 +261,7 @@ class _Work:
         marks = []
         for number in range(1, self._job.max_attempts + 1):
             with contextlib.suppress(OSError, ValueError):
-                marks.append(json.loads(self._folder.read(attempt_name(self.part, number))))
+                marks.append(read_json(self._folder, attempt_name(self.part, number)))
         return "; ".join(dict.fromkeys(f"{mark['reason']} on {mark['node']}" for mark in marks)) or "no word was left"
 
     def end(self) -> None:

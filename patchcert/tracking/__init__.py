@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from patchcert.data.storage import Folder, masked
+from patchcert.data.untrusted import read_json
 from patchcert.errors import TrackingError
 from patchcert.provenance import environment
 from patchcert.tracking.metrics import answers_table, study_metrics, variance_metrics
@@ -282,7 +283,7 @@ class TrainingRun:
             if (found := find()) is not None:
                 tracker, run_id = found
                 run = tracker.client.get_run(run_id)
-                last = json.loads(made.folder.read("config.json")).get("provenance", {}).get("last_epoch")
+                last = read_json(made.folder, "config.json").get("provenance", {}).get("last_epoch")
                 if last and not run.data.metrics:
                     tracker.log_metrics(run_id, last, step=int(last["epoch"]), timestamp=run.info.start_time)
                 tracker.log_checkpoint(run_id, self._name, made.folder, made.digest)

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from patchcert.data.sealed import sealed_bytes
 from patchcert.data.storage import Folder
 from patchcert.errors import CheckpointError
 from patchcert.geometry import BandViews, BlockViews, CropViews
@@ -53,16 +54,22 @@ def weights_of(folder):
     return read_checkpoint_config(folder)["weights"]
 
 
+def unsealed(folder):
+    """The record of a checkpoint without its own digest, as earlier versions wrote it."""
+    config = json.loads(folder.read("config.json"))
+    del config["sha256"]
+    return config
+
+
 def forge(folder, *, weights=None, **changes):
     """What somebody writes who knows the format: a checkpoint with a matching digest."""
-    config = json.loads(folder.read("config.json"))
-    config |= changes
+    config = unsealed(folder) | changes
     weights = folder.read(config["weights"]) if weights is None else weights
     computes = {key: value for key, value in config.items() if key not in ("digest", "provenance", "weights")}
     canonical = json.dumps(computes, sort_keys=True, separators=(",", ":")).encode()
     config["digest"] = hashlib.sha256(canonical + b"\0" + weights).hexdigest()
     folder.write(config["weights"], weights)
-    folder.write("config.json", json.dumps(config).encode())
+    folder.write("config.json", sealed_bytes(config))
 
 
 @pytest.mark.parametrize("trained", ["column_digits", "crop_digits"])
@@ -160,7 +167,7 @@ def test_saving_again_replaces(saved):
 
 def test_a_checkpoint_that_does_not_name_its_weights_is_read(saved):
     """As every version wrote them that had one name for all weights."""
-    config = json.loads(saved.read("config.json"))
+    config = unsealed(saved)
     saved.write("weights.safetensors", saved.read(config["weights"]))
     saved.remove(config.pop("weights"))
     saved.write("config.json", json.dumps(config).encode())
@@ -278,17 +285,17 @@ class TestDamage:
         self.refuses(saved, r"weights-\w{12}.safetensors cannot be read: .*\n  Restore it, or delete the folder")
 
     def test_weights_named_outside_the_folder(self, saved, tmp_path):
-        config = json.loads(saved.read("config.json"))
+        config = unsealed(saved)
         (tmp_path / "outside.safetensors").write_bytes(saved.read(config["weights"]))
-        saved.write("config.json", json.dumps(config | {"weights": "../outside.safetensors"}).encode())
+        saved.write("config.json", sealed_bytes(config | {"weights": "../outside.safetensors"}))
         self.refuses(saved, "outside.safetensors cannot be read: .*leaves its folder")
 
-    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"\0" * 100])
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"\0" * 100])
     def test_config_is_no_json(self, saved, content):
         saved.write("config.json", content)
         self.refuses(saved, r"config.json cannot be read: .*\n  Restore the folder")
 
-    @pytest.mark.parametrize("content", [b"[]", b"3", b'{"format": 2}', b"{}"])
+    @pytest.mark.parametrize("content", [b'{"format": 2}', b"{}"])
     def test_config_has_another_format(self, saved, content):
         saved.write("config.json", content)
         self.refuses(saved, "has checkpoint format .*, this version reads format 1")
@@ -299,6 +306,12 @@ class TestDamage:
         del config[key]
         saved.write("config.json", json.dumps(config).encode())
         self.refuses(saved, f"is damaged: it lacks {key}")
+
+    def test_a_changed_byte_of_the_record(self, saved):
+        whole = saved.read("config.json")
+        for position in range(0, len(whole), 5):
+            saved.write("config.json", whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+            self.refuses(saved, "config.json|holds another model|tells .* classes apart|was trained")
 
     @pytest.mark.parametrize("position", [0, 50, -1])
     def test_one_bit_of_the_weights(self, saved, position):
