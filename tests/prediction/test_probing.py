@@ -1,6 +1,7 @@
 """Networks that break what certificates assume are refused before any work, and no correct network is."""
 
 import random
+import re
 import time
 
 import numpy as np
@@ -197,3 +198,52 @@ def test_random_numbers_and_weights_are_left_as_they_were():
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
     assert all(torch.equal(value, weights[name]) for name, value in classifier.state_dict().items())
+
+
+class TestCommands:
+    """Each command refuses such a network before Ray starts and before anything but images is written."""
+
+    SETTINGS = ("--data.limit", "40", "--data.validation-size", "10", "--classifier.width", "1")
+
+    @pytest.fixture
+    def refuses(self, tmp_path, capsys):
+        from patchcert.cli import main
+        from patchcert.data.storage import Folder
+        from patchcert.models.checkpoint import save_checkpoint
+
+        def run(name, command, *options, votes_with=None):
+            words = [command, "column4-digits", "--work", str(tmp_path / "work"), *self.SETTINGS, *options]
+            words += ["--classifier.network", own(name), "--tracking.mode", "off"]
+            if votes_with:
+                views = BandViews(image_size=(32, 32), width=4)
+                save_checkpoint(built(own(name), views, num_classes=10), Folder(tmp_path / "model"), {})
+                words += ["--checkpoint", str(tmp_path / "model")]
+            assert main(words) == 2
+            written = {path.name for path in (tmp_path / "work").iterdir()} if (tmp_path / "work").exists() else set()
+            assert written <= {"data"}
+            return capsys.readouterr().err
+
+        return run
+
+    @pytest.mark.parametrize("name", ["batch_statistics", "counting_buffer"])
+    def test_before_training_voting_timing_and_start_weights(self, refuses, name):
+        cause = "depend on the views|changes its buffer|do not repeat"
+        for command, options, votes_with in (
+            ("train", (), False),
+            ("train", ("--untrained",), False),
+            ("vote", (), True),
+            ("vote", ("--dry-run",), True),
+        ):
+            said = refuses(name, command, *options, votes_with=votes_with)
+            assert re.search(f"ModelError: classifier: .*{own(name)}.*({cause})", said), (command, said)
+
+    @pytest.mark.parametrize("name", ["tuple_in_training", "frozen", "without_parameters", "extra_state"])
+    def test_before_training_what_would_fail_in_it_or_after_it(self, refuses, name):
+        assert "ModelError: classifier: " in refuses(name, "train")
+
+    def test_before_training_a_module_that_cannot_be_imported(self, tmp_path, capsys):
+        from patchcert.cli import main
+
+        words = ["train", "column4-digits", "--work", str(tmp_path), *self.SETTINGS]
+        assert main([*words, "--classifier.network", "nowhere_at_all:make", "--tracking.mode", "off"]) == 2
+        assert "the code of 'nowhere_at_all:make' cannot be found" in capsys.readouterr().err
