@@ -30,6 +30,7 @@ commands
   variance RECIPE      draw random crops 200 times: how certified accuracy scatters between draws
   run RECIPE           prepare, train, vote and study in one go, skipping what is there
   report FOLDER ...    one report over several studies
+  verify FOLDER ...    compare all bytes of prepared images with their digests
   publish FOLDER ...   send studies to the tracker (again); repeating is safe
   ui                   show the tracker's pages on this machine
 
@@ -394,6 +395,25 @@ def _report(words: list[str]) -> None:
     terminal.say(f"Report: {report}")
 
 
+def _verify(words: list[str]) -> None:
+    folders = _folder_options("verify", ["FOLDER", "..."], words)[0]
+    from rich.table import Table
+
+    from patchcert.errors import DatasetError
+    from patchcert.verification import verify
+
+    terminal = _terminal()
+    table = Table("folder", "what it is", "checked")
+    problems = []
+    for found in verify(folders):
+        table.add_row(str(found.folder), found.kind, found.checked or "DAMAGED")
+        if found.problem is not None:
+            problems.append(found.problem)
+    terminal.result(table)
+    if problems:
+        raise DatasetError(f"{len(problems)} of {table.row_count} folders are damaged\n  " + "\n  ".join(problems))
+
+
 def _publish(words: list[str]) -> None:
     folders, options, _ = _folder_options("publish", ["FOLDER", "..."], words)
     from patchcert.tracking import publish
@@ -645,6 +665,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "variance": _variance,
     "run": _run,
     "report": _report,
+    "verify": _verify,
     "publish": _publish,
     "ui": _ui,
 }

@@ -22,7 +22,7 @@ LAYERS = (
     ("models",),
     ("prediction", "training"),
     ("attacks",),
-    ("provenance", "workspace", "defenses", "process", "next_commands"),
+    ("provenance", "workspace", "defenses", "process", "next_commands", "verification"),
     ("trained_models",),
     ("studies",),
     ("tracking", "stages", "recipes", "console"),

@@ -1,4 +1,4 @@
-"""A folder of prepared images in, batches of uint8 pixels with names and labels out."""
+"""Reads folders of prepared images: batches of uint8 pixels with names and labels, checked against their digests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import concurrent.futures
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from patchcert.errors import DatasetError, ResourceError
 DATASET_FILE = "dataset.json"
 SCHEMA_VERSION = 1
 _READ_ALL_SHARE = 0.8
+# Ranges of rows that this process has compared with their digests: (state of the file, first row, number of rows).
+_CHECKED: set[tuple[tuple[str | int, ...] | None, int, int]] = set()
+_COLUMNS = ["image_id", "label", "image", "row_sha256"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +170,7 @@ class PreparedDataset:
         images_NHWC = np.empty((stop - start, *self.image_size, self.num_channels), np.uint8)
         labels_N = np.empty(stop - start, np.int64)
         names: list[str] = []
-        for rows, table in self._filled(start, images_NHWC, labels_N, ["image_id"]):
+        for rows, table in self._filled(start, images_NHWC, labels_N):
             names[rows] = table.column("image_id").to_pylist()
         return ImageBatch(image_ids=np.array(names, dtype=str), images_NHWC=images_NHWC, labels_N=labels_N)
 
@@ -183,7 +186,7 @@ class PreparedDataset:
             DatasetError: the range leaves the dataset, or a shard is damaged.
         """
         self._check_range(start, start + len(labels_N))
-        for _ in self._filled(start, images_NHWC, labels_N, []):
+        for _ in self._filled(start, images_NHWC, labels_N):
             pass
 
     def _check_range(self, start: int, stop: int) -> None:
@@ -194,16 +197,51 @@ class PreparedDataset:
             )
 
     def _filled(
-        self, start: int, images_NHWC: np.ndarray, labels_N: np.ndarray, columns: list[str]
+        self, start: int, images_NHWC: np.ndarray, labels_N: np.ndarray, *, trust_checked: bool = True
     ) -> Iterator[tuple[slice, pa.Table]]:
-        """Fill the arrays table by table; yields which of their rows each table filled."""
+        """Fill the arrays table by table, each row checked; yields which of their rows each table filled.
+
+        Training reads the same rows in every epoch: what this process found right is not checked again until the file
+        is another one, or ``trust_checked`` is off.
+        """
         row = 0
-        for table in self._tables(start, start + len(labels_N), ["image", "label", *columns]):
+        for shard, first_row, table in self._tables(start, start + len(labels_N)):
             rows = slice(row, row + table.num_rows)
-            self._fill(images_NHWC[rows], table.column("image"))
+            self._fill(images_NHWC[rows], table.column("image"), shard)
             labels_N[rows] = table.column("label").to_numpy()
+            state = self._file_state(shard)
+            if not trust_checked or (key := (state, first_row, table.num_rows)) not in _CHECKED:
+                self._check_rows(shard, first_row, table, images_NHWC[rows])
+                if state is not None and trust_checked:
+                    _CHECKED.add(key)
             yield rows, table
             row = rows.stop
+
+    def _file_state(self, shard: Shard) -> tuple[str | int, ...] | None:
+        """Changes whenever a shard is written; None where only reading it tells."""
+        if not self.folder.is_local:
+            return None
+        path = self.folder.path(shard.file)
+        found = os.stat(path)
+        return path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _check_rows(self, shard: Shard, first_row: int, table: pa.Table, images_NHWC: np.ndarray) -> None:
+        """Compare names, labels and pixels with the digests that were written beside them.
+
+        Raises:
+            DatasetError: names the file and the rows that are not what was written.
+        """
+        columns = (table.column(name).to_pylist() for name in ("image_id", "label", "row_sha256"))
+        wrong = [
+            (first_row + index, name)
+            for index, (name, label, expected) in enumerate(zip(*columns, strict=True))
+            if row_digest(name, label, images_NHWC[index].data) != expected
+        ]
+        if wrong:
+            more = f", nor are {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise _damaged(
+                self.folder, f"{shard.file}: row {wrong[0][0]} ({wrong[0][1]}) is not what was written{more}"
+            )
 
     def read_all(self) -> ImageBatch:
         """Read every image into memory.
@@ -220,32 +258,33 @@ class PreparedDataset:
         return self.read(0, self.num_rows)
 
     def verify(self) -> None:
-        """Read everything and check every name, label and pixel against the digests.
+        """Read everything and check every name, label and pixel against the digests, and the record against the rows.
 
         Raises:
-            DatasetError: rows that changed, named.
+            DatasetError: rows that changed, named; or a record that tells of other rows.
         """
         hashes = hashlib.sha256(digest_header(self.image_size, self.num_channels))
-        pixels_NHWC = np.empty((self.rows_per_group, *self.image_size, self.num_channels), np.uint8)
-        row = 0
-        for table in self._tables(0, self.num_rows, ["image_id", "image", "label", "row_sha256"]):
-            part_NHWC = pixels_NHWC[: table.num_rows]
-            self._fill(part_NHWC, table.column("image"))
-            columns = (table.column(name).to_pylist() for name in ("image_id", "label", "row_sha256"))
-            for image_HWC, (name, label, expected) in zip(part_NHWC, zip(*columns, strict=True), strict=True):
-                if row_digest(name, label, image_HWC.tobytes()) != expected:
-                    raise _damaged(self.folder, f"row {row} ({name}) is not what was written")
-                hashes.update(expected)
-                row += 1
+        images_NHWC = np.empty((self.rows_per_group, *self.image_size, self.num_channels), np.uint8)
+        labels_N = np.empty(self.rows_per_group, np.int64)
+        counts_K = np.zeros(self.num_classes, np.int64)
+        for start, stop in self.parts(self.rows_per_group):
+            for _, table in self._filled(
+                start, images_NHWC[: stop - start], labels_N[: stop - start], trust_checked=False
+            ):
+                hashes.update(b"".join(table.column("row_sha256").to_pylist()))
+            counts_K += np.bincount(labels_N[: stop - start], minlength=self.num_classes)
         if hashes.hexdigest() != self.digest:
             raise _damaged(self.folder, f"its digest is {hashes.hexdigest()}, but {DATASET_FILE} says {self.digest}")
+        counted = read_record(self.folder).get("images_per_class")
+        if counted is not None and counted != counts_K.tolist():
+            raise _damaged(self.folder, f"{DATASET_FILE} counts other images of each class than its shards hold")
 
-    def _tables(self, start: int, stop: int, columns: list[str]) -> Iterable[pa.Table]:
-        """The rows of a range, at most one row group at a time."""
+    def _tables(self, start: int, stop: int) -> Iterator[tuple[Shard, int, pa.Table]]:
+        """The rows of a range, at most one row group at a time: their shard, the first row's number, the rows."""
         first_row = 0
         for shard in self.shards:
             low, high = max(start - first_row, 0), min(stop - first_row, shard.num_rows)
-            first_row += shard.num_rows
+            shard_row, first_row = first_row, first_row + shard.num_rows
             if low >= high:
                 continue
             try:
@@ -257,13 +296,14 @@ class PreparedDataset:
                     for group in range(low // self.rows_per_group, (high - 1) // self.rows_per_group + 1):
                         base = group * self.rows_per_group
                         # One column holds nearly all bytes: threads would only pass it around.
-                        table = parquet.read_row_group(group, columns=columns, use_threads=False)
+                        table = parquet.read_row_group(group, columns=_COLUMNS, use_threads=False)
                         first = max(low - base, 0)
-                        yield table.slice(first, min(high - base, table.num_rows) - first)
+                        num_rows = min(high - base, table.num_rows) - first
+                        yield shard, shard_row + base + first, table.slice(first, num_rows)
             except (pa.ArrowException, OSError) as error:
                 raise _damaged(self.folder, f"{shard.file} cannot be read: {error}") from error
 
-    def _fill(self, images_NHWC: np.ndarray, column: pa.ChunkedArray) -> None:
+    def _fill(self, images_NHWC: np.ndarray, column: pa.ChunkedArray, shard: Shard) -> None:
         start = 0
         for chunk in column.chunks:
             stop = start + len(chunk)
@@ -273,8 +313,11 @@ class PreparedDataset:
                 images_NHWC[start:stop] = values.reshape(len(chunk), *self.image_size, self.num_channels)
             else:
                 with concurrent.futures.ThreadPoolExecutor(available_cpus()) as pool:
-                    for index, image_HWC in enumerate(pool.map(self._decode, chunk)):
-                        images_NHWC[start + index] = image_HWC
+                    try:
+                        for index, image_HWC in enumerate(pool.map(self._decode, chunk)):
+                            images_NHWC[start + index] = image_HWC
+                    except Exception as error:  # Pillow's decoders raise many types for damaged files
+                        raise _damaged(self.folder, f"an image in {shard.file} cannot be decoded: {error}") from error
             start = stop
 
     def _decode(self, data: pa.Scalar) -> np.ndarray:
@@ -314,8 +357,8 @@ def digest_header(image_size: tuple[int, int], num_channels: int) -> bytes:
     return f"patchcert images {image_size[0]}x{image_size[1]}x{num_channels}\n".encode()
 
 
-def row_digest(image_id: str, label: int, pixels: bytes) -> bytes:
-    """sha256 of one image with its name and label, 32 bytes."""
+def row_digest(image_id: str, label: int, pixels: bytes | memoryview) -> bytes:
+    """sha256 of one image with its name and label, 32 bytes; pixels have to be contiguous."""
     digest = hashlib.sha256(f"{image_id}\0{label}\n".encode())
     digest.update(pixels)
     return digest.digest()

@@ -1,4 +1,4 @@
-"""A prepared dataset and a range of rows in, its images row group by row group out, the next one read meanwhile."""
+"""Reads a range of prepared images row group by row group, the next one while the caller works."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,9 @@
 import concurrent.futures
 import dataclasses
+import io
 import json
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -11,8 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import write_hub
+from PIL import Image
 
 from patchcert.data import DataConfig, DatasetSpec, PreparedDataset, prepare, registry
+from patchcert.data import prepared as prepared_module
+from patchcert.data.decoding import encode_png
+from patchcert.data.prepared import row_digest
+from patchcert.data.reading_ahead import read_ahead
 from patchcert.errors import DatasetError, ResourceError
 
 NUM_ROWS = 47
@@ -172,6 +179,85 @@ def test_verify_finds_a_changed_pixel_label_and_order(dataset, tmp_path):
     pq.write_table(table.take(order), path, row_group_size=4)
     with pytest.raises(DatasetError, match=r"its digest is .*, but dataset.json says"):
         prepared.verify()
+
+
+def negative_images(prepared, shard, rows):
+    """Turns some stored images of a shard negative, everything else as it was."""
+    path = prepared.folder.path(prepared.shards[shard].file)
+    table = pq.read_table(path)
+    images = table["image"].to_pylist()
+    for row in rows:
+        if prepared.storage == "raw":
+            images[row] = bytes(255 - value for value in images[row])
+        else:
+            with Image.open(io.BytesIO(images[row])) as image:
+                images[row] = encode_png(255 - np.asarray(image), prepared.image_size, prepared.num_channels)
+    position = table.schema.get_field_index("image")
+    table = table.set_column(position, table.schema.field("image"), pa.array(images, table.schema.field("image").type))
+    pq.write_table(table, path, row_group_size=prepared.rows_per_group, compression="none", use_dictionary=False)
+    shards = list(prepared.shards)
+    shards[shard] = dataclasses.replace(shards[shard], num_bytes=os.path.getsize(path))
+    return dataclasses.replace(prepared, shards=tuple(shards))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda prepared: prepared.read(12, 24),
+        lambda prepared: prepared.read_all(),
+        lambda prepared: prepared.read(17, 18),
+        lambda prepared: prepared.fill(0, np.empty((47, 6, 9, 3), np.uint8), np.empty(47, np.int64)),
+        lambda prepared: list(read_ahead(prepared, 10, 30)),
+        lambda prepared: prepared.verify(),
+    ],
+)
+def test_changed_pixels_are_found_whoever_reads_them(dataset, tmp_path, read):
+    prepared = copied(dataset[0], tmp_path)
+    read(prepared)
+    changed = negative_images(prepared, 1, [5, 7])
+    with pytest.raises(
+        DatasetError, match=r"is damaged: shard-00001-of-00004.parquet: row 17 \(wide/test/000017\) is not"
+    ):
+        read(changed)
+    assert (changed.read(0, 12).images_NHWC == dataset[1][:12]).all()
+
+
+@pytest.mark.parametrize(("column", "value"), [("label", 2), ("image_id", "wide/test/000099")])
+def test_changed_labels_and_names_are_found_while_reading(dataset, tmp_path, column, value):
+    prepared = copied(dataset[0], tmp_path)
+    path = tmp_path / prepared.shards[2].file
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[0] = value if values[0] != value else 1
+    position = table.schema.get_field_index(column)
+    field = table.schema.field(column)
+    pq.write_table(table.set_column(position, field, pa.array(values, field.type)), path, row_group_size=4)
+    with pytest.raises(DatasetError, match=r"shard-00002-of-00004.parquet: row 24 \("):
+        prepared.read(20, 30)
+
+
+def test_rows_are_hashed_once_a_process_and_again_when_the_file_changes(dataset, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(prepared_module, "row_digest", lambda *row: hashed.append(row[0]) or row_digest(*row))
+    prepared = copied(dataset[0], tmp_path)
+    for _ in range(3):
+        prepared.read_all()
+    assert len(hashed) == NUM_ROWS
+    os.utime(tmp_path / prepared.shards[0].file)
+    prepared.read_all()
+    assert len(hashed) == NUM_ROWS + 12
+    prepared.verify()
+    assert len(hashed) == 2 * NUM_ROWS + 12
+
+
+@pytest.mark.parametrize("dataset", ["encoded"], indirect=True)
+def test_an_image_that_cannot_be_decoded_is_damage(dataset, tmp_path):
+    prepared = copied(dataset[0], tmp_path)
+    path = tmp_path / prepared.shards[0].file
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"IHDR", b"IDHR"))
+    with pytest.raises(DatasetError, match=r"an image in shard-00000-of-00004.parquet cannot be decoded"):
+        prepared.read(0, 4)
 
 
 def test_reading_everything_is_refused_when_memory_is_short(dataset):
