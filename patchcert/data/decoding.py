@@ -1,4 +1,4 @@
-"""One encoded image in, its pixels at network size out: bounded, strict, and the same on every thread."""
+"""Decodes one image to pixels at network size: bounded, strict, and the same on every thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _LOSSLESS = {"PNG", "BMP", "GIF", "TIFF", "PPM"}
 _DIRECT_MODES = {"1", "L", "LA", "RGB", "RGBA", "RGBX"}
 _COLOUR_MODES = {"P", "PA", "CMYK", "YCbCr", "HSV"}
-_SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
+# Colours that were multiplied by their opacity, and what they are before that.
+_MULTIPLIED_MODES = {"La": "LA", "RGBa": "RGBA"}
+_SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
+# Tags of a TIFF file: bits of a value, what 0 means, and whether values are unsigned, signed or floating.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # Photos above this size are decoded one at a time, so that memory does not grow with the number of threads.
@@ -87,7 +92,7 @@ class Preprocessing:
 
         Returns:
             uint8 pixels, row by row, channels last: ``num_bytes`` bytes; and what is unusual about the file and was
-            converted ("CMYK to RGB", "a PNG file by another name"), or None.
+            converted ("CMYK to RGB", "a PNG file by another name", "the first of 12 frames"), or None.
 
         Raises:
             ImageError: it cannot be decoded, is cut off, too large, without any extent, of an unknown colour space or
@@ -107,10 +112,11 @@ class Preprocessing:
                     )
                 if num_pixels == 1 and self.resize != "none":
                     raise ImageError("it is 1x1 pixels: a placeholder, not a picture")
+                num_frames = int(getattr(image, "n_frames", 1))
                 with _large_image_lock if num_pixels > _LARGE_PIXELS else contextlib.nullcontext():
                     image.load()
                     converted = self._converted(image)
-                    return self._resized(converted).tobytes(), _conversion(image, converted.mode, name)
+                    return self._resized(converted).tobytes(), _conversion(image, converted.mode, name, num_frames)
         except Image.DecompressionBombError:
             raise ImageError(f"it has more than max_pixels {self.max_pixels:,} pixels") from None
         except UnidentifiedImageError:
@@ -130,13 +136,15 @@ class Preprocessing:
 
     def _converted(self, image: Image.Image) -> Image.Image:
         target = "RGB" if self.num_channels == 3 else "L"
+        _refuse_signed(image)
         if image.mode == target:
             return image
-        if image.mode in _SIXTEEN_BIT_MODES:
+        if image.mode in _SIXTEEN_BIT_MODES or image.mode == "I":
+            most = _brightest(image)
             values_HW = np.asarray(image).astype(np.int64)
-            if values_HW.size and (values_HW.min() < 0 or values_HW.max() > 65_535):
-                raise ImageError(f"its values reach from {values_HW.min()} to {values_HW.max()}, beyond 16 bits")
-            image = Image.fromarray(((values_HW * 255 + 32_767) // 65_535).astype(np.uint8))
+            image = Image.fromarray(((values_HW * 255 + most // 2) // most).astype(np.uint8))
+        elif image.mode in _MULTIPLIED_MODES:
+            image = image.convert(_MULTIPLIED_MODES[image.mode])
         elif image.mode in _COLOUR_MODES:
             image = image.convert("RGB")
         elif image.mode not in _DIRECT_MODES:
@@ -168,9 +176,42 @@ class Preprocessing:
         return scaled.crop((left, top, left + width, top + height))
 
 
-def _conversion(image: Image.Image, mode: str, name: str) -> str | None:
+def _brightest(image: Image.Image) -> int:
+    """The value of white in a grey image of more than 8 bits, by what its file says and not by the values in it.
+
+    Raises:
+        ImageError: the file does not say, or 0 is its white.
+    """
+    if image.format == "PPM":  # Pillow scales these to 16 bits itself
+        return 65_535
+    tags = _tags(image)
+    bits = int(tags.get(_BITS, (16,))[0]) if tags else 16
+    if image.mode == "I" or bits > 16:
+        low, high = image.getextrema()
+        raise ImageError(
+            f"it holds {bits}-bit integers from {low} to {high}, beyond 16 bits: what of them is white, nothing says; "
+            "save it with 8 or 16 bits"
+        )
+    if tags and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise ImageError(f"it holds {bits}-bit grey in which 0 is white, which is not read; save it with 0 for black")
+    return 2**bits - 1
+
+
+def _refuse_signed(image: Image.Image) -> None:
+    tags = _tags(image)
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and tags.get(_BITS, (8,))[0] < 32:
+        raise ImageError(f"its colour space {image.mode!r} holds signed numbers, which have no conversion to a picture")
+
+
+def _tags(image: Image.Image) -> Any:
+    """The tags of a TIFF file, else nothing."""
+    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+
+
+def _conversion(image: Image.Image, mode: str, name: str, num_frames: int) -> str | None:
     """What was unusual about a file, in words."""
-    words = [] if image.mode == mode else [f"{image.mode} to {mode}"]
+    words = [f"the first of {num_frames} frames"] if num_frames > 1 else []
+    words += [] if image.mode == mode else [f"{image.mode} to {mode}"]
     promised = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
     if promised is not None and image.format != promised and (image.format, promised) != ("MPO", "JPEG"):
         words.append(f"a {image.format} file by another name")

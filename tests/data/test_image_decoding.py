@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from image_files import encode, random_image
 from PIL import Image
 
+from patchcert.data import decoding
 from patchcert.data.decoding import Preprocessing, encode_png, scaled_size
 from patchcert.errors import DatasetError, ImageError
 
@@ -88,6 +89,167 @@ def test_cmyk_photos_become_rgb():
 def test_values_without_a_defined_conversion_are_refused(image, reason):
     with pytest.raises(ImageError, match=reason):
         make().apply(saved(image, "TIFF"))
+
+
+def tiff(values, *, bits, photometric, sample_format=1, extra=None, colours=None):
+    """A TIFF file of one strip, byte by byte: Pillow itself writes only some of the kinds it reads.
+
+    Args:
+        values: little-endian bytes of all values.
+        bits: of each value of a pixel, a list.
+        photometric: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 LAB.
+        sample_format: 1 unsigned, 2 signed, 3 floating.
+        extra: kinds of the values behind the colour: 1 premultiplied opacity, 2 opacity.
+        colours: the palette, 16 bits each.
+    """
+    tags = {256: [8], 257: [8], 258: bits, 259: [1], 262: [photometric], 273: [0], 277: [len(bits)], 278: [8]}
+    tags |= {279: [len(values)], 339: [sample_format] * len(bits)}
+    tags |= {338: extra} if extra else {}
+    tags |= {320: colours} if colours else {}
+    size = 8 + 2 + 12 * len(tags) + 4
+    behind = b""
+    entries = b""
+    tags[273] = [size + sum(2 * len(v) for v in tags.values() if len(v) > 2)]
+    for tag, found in sorted(tags.items()):
+        data = struct.pack(f"<{len(found)}H", *found)
+        if len(data) > 4:
+            data, behind = struct.pack("<I", size + len(behind)), behind + data
+        entries += struct.pack("<HHI", tag, 3, len(found)) + data.ljust(4, b"\0")
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + behind + values
+
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+COLOUR = random_image(8, 8, 3, seed=5)
+OPACITY = np.full((8, 8, 1), 128, np.uint8)
+HALVED = (COLOUR.astype(int) * 128 // 255).astype(np.uint8)
+
+
+def wide(values, kind):
+    return np.asarray(values).astype(kind).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "tolerance"),
+    [
+        pytest.param(tiff(GREY.tobytes(), bits=[8], photometric=1), GREY, 0, id="grey"),
+        pytest.param(tiff((255 - GREY).tobytes(), bits=[8], photometric=0), GREY, 0, id="grey, white is 0"),
+        pytest.param(tiff(wide(GREY.astype(int) * 257, "<u2"), bits=[16], photometric=1), GREY, 0, id="16 bits"),
+        pytest.param(tiff(bytes([0b10101010] * 8), bits=[1], photometric=1), np.tile([255, 0], (8, 4)), 0, id="1 bit"),
+        pytest.param(
+            tiff(bytes([0b10101010] * 8), bits=[1], photometric=0), np.tile([0, 255], (8, 4)), 0, id="1 bit, 0 white"
+        ),
+        pytest.param(tiff(bytes([0x0F] * 32), bits=[4], photometric=1), np.tile([0, 255], (8, 4)), 0, id="4 bits"),
+        # Two values of 12 bits lie in three bytes: 0 and 4095.
+        pytest.param(
+            tiff(bytes([0x00, 0x0F, 0xFF] * 32), bits=[12], photometric=1), np.tile([0, 255], (8, 4)), 0, id="12 bits"
+        ),
+        pytest.param(tiff(COLOUR.tobytes(), bits=[8] * 3, photometric=2), COLOUR, 0, id="RGB"),
+        pytest.param(
+            tiff(wide(COLOUR.astype(int) * 257, "<u2"), bits=[16] * 3, photometric=2), COLOUR, 0, id="RGB, 16 bits"
+        ),
+        pytest.param(
+            tiff(np.concatenate([COLOUR, OPACITY], 2).tobytes(), bits=[8] * 4, photometric=2, extra=[2]),
+            COLOUR,
+            0,
+            id="RGBA",
+        ),
+        pytest.param(
+            tiff(np.concatenate([HALVED, OPACITY], 2).tobytes(), bits=[8] * 4, photometric=2, extra=[1]),
+            COLOUR,
+            2,
+            id="RGBa",
+        ),
+        pytest.param(
+            tiff(np.stack([GREY, OPACITY[..., 0]], 2).tobytes(), bits=[8] * 2, photometric=1, extra=[2]),
+            GREY,
+            0,
+            id="LA",
+        ),
+        pytest.param(
+            tiff(np.stack([GREY // 2, OPACITY[..., 0]], 2).tobytes(), bits=[8] * 2, photometric=1, extra=[1]),
+            GREY,
+            4,
+            id="La",
+        ),
+        pytest.param(
+            tiff(GREY.tobytes(), bits=[8], photometric=3, colours=[v * 256 for v in range(255, -1, -1)] * 3),
+            255 - GREY,
+            0,
+            id="P",
+        ),
+        pytest.param(
+            tiff(np.concatenate([255 - COLOUR, OPACITY * 0], 2).tobytes(), bits=[8] * 4, photometric=5),
+            COLOUR,
+            0,
+            id="CMYK",
+        ),
+        pytest.param(saved(Image.fromarray(COLOUR).convert("YCbCr"), "TIFF"), COLOUR, 3, id="YCbCr"),
+    ],
+)
+def test_every_kind_of_pixel_comes_out_right(data, expected, tolerance):
+    found = pixels(make(), data).astype(int)
+    expected = expected if expected.ndim == 3 else expected[..., None]
+    assert np.abs(found - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(
+            tiff(wide(GREY, "<i4"), bits=[32], photometric=1, sample_format=2),
+            "32-bit integers from 0 to 252",
+            id="I, signed",
+        ),
+        pytest.param(
+            tiff(wide(GREY, "<u4"), bits=[32], photometric=1), "32-bit integers from 0 to 252, beyond 16 bits", id="I"
+        ),
+        pytest.param(
+            tiff(wide(GREY, "<i2"), bits=[16], photometric=1, sample_format=2), "signed numbers", id="16 bits, signed"
+        ),
+        pytest.param(
+            tiff(wide(GREY, "i1"), bits=[8], photometric=1, sample_format=2), "signed numbers", id="8 bits, signed"
+        ),
+        pytest.param(
+            tiff(wide(GREY / 255, "<f4"), bits=[32], photometric=1, sample_format=3), "colour space 'F'", id="F"
+        ),
+        pytest.param(
+            tiff(wide(GREY, "<u2"), bits=[16], photometric=0), "16-bit grey in which 0 is white", id="16 bits, 0 white"
+        ),
+        pytest.param(tiff(COLOUR.tobytes(), bits=[8] * 3, photometric=8), "colour space 'LAB'", id="LAB"),
+        pytest.param(b"Pf\n8 8\n-1.0\n" + wide(GREY, "<f4"), "colour space 'F'", id="PFM"),
+    ],
+)
+def test_kinds_of_pixels_without_a_defined_white_are_refused(data, reason):
+    with pytest.raises(ImageError, match=reason):
+        make().apply(data)
+
+
+def test_a_portable_map_says_what_its_white_is():
+    for white in (100, 255, 1023, 65_535):
+        values = np.linspace(0, white, 64).round().astype(int).reshape(8, 8)
+        data = b"P5\n8 8\n%d\n" % white + wide(values, ">u2" if white > 255 else "u1")
+        found = pixels(make(num_channels=1), data)[..., 0]
+        assert found.max() == 255 and np.abs(found - values * 255 / white).max() <= 1
+
+
+def test_no_mode_of_pillow_passes_unseen():
+    """A new mode has to be decided upon."""
+    known = decoding._DIRECT_MODES | decoding._COLOUR_MODES | decoding._SIXTEEN_BIT_MODES
+    known |= decoding._MULTIPLIED_MODES.keys() | {"I", "F", "LAB"}
+    assert set(Image.MODES) <= known
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {"quality": 95})],
+)
+def test_of_several_frames_the_first_is_taken_and_that_is_said(format, options):
+    frames = [Image.fromarray(random_image(8, 8, 3, seed=seed) // 64 * 64) for seed in range(3)]
+    several = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    one = saved(frames[0], "JPEG" if format == "MPO" else format, **options)
+    found, conversion = make().convert(several)
+    assert "the first of 3 frames" in conversion
+    assert found == make().convert(one)[0] and "frames" not in (make().convert(one)[1] or "")
 
 
 @pytest.mark.parametrize("data", [None, b""])
