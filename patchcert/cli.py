@@ -383,12 +383,16 @@ def _demo(words: list[str]) -> None:
 def _report(words: list[str]) -> None:
     folders, options, extra = _folder_options("report", ["FOLDER", "..."], words, ReportOptions)
     from patchcert.studies.console import console_table
+    from patchcert.studies.naming import distinctly_named, unique_studies
     from patchcert.studies.results import StudyResult
     from patchcert.studies.writing import write_report
     from patchcert.workspace import Workspace
 
     terminal = _terminal()
-    results = [StudyResult.open(folder) for folder in folders]
+    opened, left_out = unique_studies([StudyResult.open(folder) for folder in folders])
+    for line in left_out:
+        terminal.say(line)
+    results = distinctly_named(opened)
     report = write_report(extra.out or Workspace(options.work).folder.folder("reports/latest"), results)
     for result in results:
         terminal.result(console_table(result.answers))

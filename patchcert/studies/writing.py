@@ -16,6 +16,7 @@ from patchcert.studies.closer_writing import CloserLook, closer_comparison, clos
 from patchcert.studies.config import StudyConfig
 from patchcert.studies.drawing import save_drawing
 from patchcert.studies.figures import figures_of, save
+from patchcert.studies.naming import distinctly_named, unique_studies
 from patchcert.studies.questions import Question, headline_patch
 from patchcert.studies.report import DrawnFigure, render
 from patchcert.studies.result_folders import FIGURES, Location, digests_of, result_id, whole_folder
@@ -76,26 +77,24 @@ def write_study(
 
 
 def write_report(location: Location, results: Sequence[StudyResult]) -> str:
-    """Writes one report over several studies, with their answers in one table.
+    """Write one report over several studies, with their answers in one table.
 
     Args:
         location: folder or URI; an older report there is replaced.
-        results: the studies.
+        results: the studies; those of one name are told apart by what differs between them.
 
     Returns:
         Path or URI of the HTML file.
 
     Raises:
-        StudyError: no study, patches that act on different tensors, two studies of one name on the same images, or a
-            folder that belongs to something else.
+        StudyError: no study, patches that act on different tensors, one study twice, or a folder that belongs to
+            something else.
         ResourceError: full disk, read-only folder or storage that refuses.
     """
-    names = [(result.subject.defense, result.subject.dataset, result.subject.split_digest) for result in results]
-    twice = [name for name, *_ in names if [other for other, *_ in names].count(name) > 1]
-    if len(set(names)) != len(names):
-        raise StudyError(
-            f"{twice[0]} is named twice for the same images.\n  Name each study once, or give them different names."
-        )
+    kept, same = unique_studies(results)
+    if same:
+        raise StudyError(f"{same[0]}.\n  Name each study once.")
+    results = distinctly_named(kept)
     answers = combine([result.answers for result in results])
     with whole_folder(location, REPORT_HTML) as folder:
         answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")

@@ -1,5 +1,7 @@
+import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,9 +9,11 @@ import pyarrow.fs as pafs
 import pytest
 from studies import simulated
 
+from patchcert.cli import main
 from patchcert.data.storage import Folder
 from patchcert.errors import ResourceError, StudyError
 from patchcert.studies import StudyConfig, StudyResult, write_report
+from patchcert.studies.naming import distinctly_named
 from patchcert.studies.result_folders import local_copy
 
 
@@ -175,7 +179,51 @@ def test_headline_patch_is_the_one_the_study_names(tmp_path, column_study):
 
 
 def test_report_over_one_study_twice_is_refused(tmp_path, results):
-    with pytest.raises(StudyError, match="column4-cifar10 is named twice for the same images"):
+    with pytest.raises(StudyError, match="is shown once: it is the same study as"):
         write_report(tmp_path / "report", [results[0], results[0]])
     with pytest.raises(StudyError, match="at least one study, not 0"):
         write_report(tmp_path / "report", [])
+
+
+def test_studies_of_one_recipe_are_told_apart_by_what_differs(tmp_path, results, column_study):
+    config = dataclasses.replace(column_study.config, seed=1)
+    identity = results[0].identity | {"study": dataclasses.asdict(config)}
+    reseeded = simulated.write(column_study, tmp_path / "reseeded", config=config, identity=identity)
+    retrained = dataclasses.replace(column_study.subject, model_digest="ef" * 32)
+    other_model = simulated.write(
+        column_study,
+        tmp_path / "other",
+        subject=retrained,
+        identity=results[0].identity | {"votes": {"model": "ef" * 32}},
+    )
+
+    def names(*studies):
+        return [result.subject.defense for result in distinctly_named(studies)]
+
+    assert names(*results) == ["column4-cifar10", "crop10-cifar10"]
+    assert names(results[0], reseeded, results[1]) == [
+        "column4-cifar10 (seed 0)",
+        "column4-cifar10 (seed 1)",
+        "crop10-cifar10",
+    ]
+    assert names(results[0], other_model) == ["column4-cifar10 (model cdcdcdcd)", "column4-cifar10 (model efefefef)"]
+    three = names(results[0], reseeded, other_model)
+    assert len(set(three)) == 3 and names(results[0], reseeded, other_model) == three
+    report = Path(write_report(tmp_path / "report", [results[0], reseeded, other_model]))
+    text = report.with_name("report.md").read_text(encoding="utf-8")
+    assert all(name in text for name in three)
+    answers = pd.read_csv(report.with_name("answers.csv"))
+    assert list(dict.fromkeys(answers["defense"])) == three
+
+
+def test_report_command_takes_studies_of_one_recipe_and_shows_copies_once(tmp_path, results, column_study, capsys):
+    config = dataclasses.replace(column_study.config, seed=1)
+    identity = results[0].identity | {"study": dataclasses.asdict(config)}
+    simulated.write(column_study, tmp_path / "studies" / "b", config=config, identity=identity)
+    for name in ("a", "copy"):
+        shutil.copytree(results[0].folder.path(), tmp_path / "studies" / name)
+    folders = sorted(str(path) for path in (tmp_path / "studies").iterdir())
+    assert main(["report", *folders, "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr()
+    assert "seed 1" in printed.out
+    assert f"{folders[2]} is shown once: it is the same study as {folders[0]}" in printed.err
