@@ -233,6 +233,7 @@ def _vote(words: list[str]) -> int:
         pipeline.terminal.result(pipeline.estimate_vote(extra.checkpoint).describe())
         pipeline.terminal.say(f"Nothing was written. Next:  {pipeline.command('vote', *named)}")
         return 0
+    pipeline.check(("vote",))
     table = pipeline.vote(extra.checkpoint)
     pipeline.terminal.say(f"Next:  {pipeline.command('study', *named)}")
     return _exit_code(table)
@@ -250,6 +251,8 @@ def _study(words: list[str]) -> None:
 
     _check_one_source(extra)
     table = VoteTable.open(extra.votes) if extra.votes else None
+    # A table that was named may have been made with another score floor: it is asked itself.
+    pipeline.check(() if table else ("study",), out=extra.out)
     result = pipeline.study(table, checkpoint=extra.checkpoint, out=extra.out)
     _show_study(pipeline, result)
 
@@ -323,6 +326,8 @@ def _variance(words: list[str]) -> None:
 
     _check_one_source(extra)
     table = VoteTable.open(extra.votes) if extra.votes else None
+    pipeline.check((), out=extra.out)
+    pipeline.check_draws(extra.variance, table)
     result = pipeline.variance(extra.variance, table, checkpoint=extra.checkpoint, out=extra.out, reuse=extra.resume)
     pipeline.terminal.result(variance_table(result.summary))
     pipeline.terminal.say(f"Raw repeats, figures of each image, summary and figure: {result.folder}")
@@ -349,7 +354,10 @@ def _run(words: list[str]) -> int:
     pipeline = _pipeline(recipe, options, words)
     from patchcert.stages.cluster import connected
 
-    with connected(options.resources, verbose=options.verbose):
+    pipeline.check(("train", "vote", "study"))
+    with connected(options.resources, verbose=options.verbose) as ray:
+        pipeline.check_hardware(ray, trains=True)
+        pipeline.prepare_stages()
         pipeline.train()
         table = pipeline.vote()
         result = pipeline.study(table)
@@ -367,9 +375,12 @@ def _demo(words: list[str]) -> None:
 
     terminal = _terminal()
     results = []
-    with connected(options.resources, verbose=options.verbose):
-        for name in _DEMO_RECIPES:
-            pipeline = Pipeline(find_recipe(name), options, terminal)
+    pipelines = [Pipeline(find_recipe(name), options, terminal) for name in _DEMO_RECIPES]
+    for pipeline in pipelines:
+        pipeline.check(("train", "vote", "study"))
+    with connected(options.resources, verbose=options.verbose) as ray:
+        for pipeline in pipelines:
+            pipeline.check_hardware(ray, trains=True)
             pipeline.train()
             results.append(pipeline.study(pipeline.vote()))
     report = write_report(pipeline.workspace.folder.folder("reports/demo"), results)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchcert import __version__
@@ -15,14 +15,15 @@ from patchcert.data.registry import dataset_spec
 from patchcert.data.shards import Spread, in_processes
 from patchcert.data.splits import count_images
 from patchcert.data.storage import Folder
-from patchcert.errors import RecipeError, StudyError
+from patchcert.errors import StudyError
 from patchcert.models.checkpoint_config import read_checkpoint_config
 from patchcert.next_commands import command_line
+from patchcert.readiness import Stage, check_split, check_stages
 from patchcert.recipes import Recipe
 from patchcert.stages.resources import Resources
 from patchcert.studies.config import VarianceConfig
 from patchcert.studies.results import StudyResult
-from patchcert.tracking import TrackingConfig, check_address
+from patchcert.tracking import TrackingConfig, answering, check_address
 from patchcert.trained_models import (
     TrainedModel,
     code_changed,
@@ -86,6 +87,43 @@ class Pipeline:
         """Return a command of this recipe that can be pasted: ``patchcert NAME RECIPE``, the overrides, and more."""
         return command_line(name, *self._words, *more)
 
+    def check(self, stages: Collection[Stage], *, out: str | None = None) -> None:
+        """Raise now what these stages would refuse later.
+
+        Args:
+            stages: those that are to run.
+            out: folder of the results, if it was named.
+
+        Raises:
+            PatchcertError: a setting that a stage refuses, a folder that cannot be written, or in strict mode a tracker
+                that cannot be used.
+        """
+        check_stages(self.recipe, stages, self.workspace, self.options.resources)
+        if out is not None:
+            Folder(out).check_writable()
+        # Otherwise a tracker that fails is one warning, where it is first needed.
+        if self.options.tracking.mode == "strict" and set(stages) != {"vote"}:
+            answering(self.options.tracking, self.workspace, self.terminal.say)
+
+    def check_draws(self, config: VarianceConfig, table: VoteTable | None = None) -> None:
+        """Raise what is wrong with repeated draws from a vote table; None: the one that the recipe would make."""
+        from patchcert.studies.variance import draw_questions
+
+        patches = config.patches or self.recipe.study.patches
+        views = self.recipe.voted_views if table is None else table.views
+        draw_questions(dataclasses.replace(config, patches=patches), views)
+
+    def check_hardware(self, ray: Any, *, trains: bool) -> None:
+        """Raise what is wrong with the resources asked for on the connected Ray, for training and voting alike.
+
+        Raises:
+            ResourceError: more than there is, or settings that have no effect there.
+        """
+        from patchcert.stages.cluster import worker_share
+
+        for training in (True, False) if trains else (False,):
+            worker_share(ray, self.options.resources, training=training, say=self.terminal.say)
+
     def _check_work_folder(self) -> None:
         """Once, and before any work: on a cluster, every node must see the work folder."""
         from patchcert.stages.sharing import check_work_folder, cluster_address
@@ -112,11 +150,7 @@ class Pipeline:
                 wanted.append(self.recipe.training.split)
             splits = wanted
         for name in splits:
-            if name not in available:
-                raise RecipeError(
-                    f"{self.recipe.name}: {config.dataset} has no {name} split, only {', '.join(available)}.\n"
-                    "  Choose another dataset with --data.dataset, or one of its splits."
-                )
+            check_split(self.recipe, name)
         self._check_work_folder()
         with self.terminal.progress(f"prepare {config.dataset}", "images") as bar:
             return prepare(
@@ -128,6 +162,17 @@ class Pipeline:
                 on_warning=self.terminal.say,
                 spread=self._preparing(),
             )
+
+    def prepare_stages(self) -> None:
+        """Prepare at once what training, voting and the study will read: images that are missing are missed now."""
+        wanted = [*self._training_splits(), self.recipe.study.split]
+        self.prepare(list(dict.fromkeys(wanted)))
+
+    def _training_splits(self) -> list[str]:
+        """The split that is learned from, and the one whose figures are shown meanwhile."""
+        split = self.recipe.training.split
+        has_validation = "validation" in dataset_spec(self.recipe.data.dataset).splits
+        return [split, "validation"] if split == "train" and has_validation else [split]
 
     def _preparing(self) -> Spread:
         """Who decodes: the cluster that was joined, else processes of this machine."""
@@ -147,10 +192,7 @@ class Pipeline:
         from patchcert.tracking import training_run
 
         recipe = self.recipe
-        splits = [recipe.training.split]
-        if recipe.training.split == "train" and "validation" in dataset_spec(recipe.data.dataset).splits:
-            splits.append("validation")
-        datasets = self.prepare(splits)
+        datasets = self.prepare(self._training_splits())
         dataset = datasets[recipe.training.split]
         started = time.perf_counter()
         run = training_run(self.options.tracking, self.workspace, recipe, dataset, self.terminal.say)
@@ -161,6 +203,7 @@ class Pipeline:
                     f"{recipe.name}: the code of {recipe.classifier.network} changed since {other} was trained: "
                     "training another model"
                 )
+            self.workspace.folder.folder("training").check_writable()
             self._probe_start(dataset)
             model = self._train(datasets, run, resume=resume)
         run.finish("FINISHED", checkpoint=model)
@@ -396,6 +439,7 @@ class Pipeline:
             self.terminal.say(f"{self.recipe.name}: was answered already, study {found.folder}")
             return found
         asked = questions(self.recipe.study, table.views, table.score_floor, on_warning=self.terminal.say)
+        Folder(out or self.workspace.study(self.recipe.name, self._study_identity(table))).check_writable()
         started = time.perf_counter()
         with connected(self.options.resources, verbose=self.options.verbose):
             from patchcert.stages.study import answer
@@ -468,6 +512,7 @@ class Pipeline:
             self.terminal.say(f"{self.recipe.name}: was drawn already, variance study {found.folder}")
             return found
         asked = draw_questions(config, table.views)
+        Folder(out or self.workspace.variance(self.recipe.name, identity)).check_writable()
         started = time.perf_counter()
         with connected(self.options.resources, verbose=self.options.verbose):
             from patchcert.stages.variance import draw_repeatedly

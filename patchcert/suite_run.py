@@ -11,6 +11,7 @@ from patchcert.data.registry import dataset_spec
 from patchcert.data.storage import Folder
 from patchcert.errors import PatchcertError, RecipeError
 from patchcert.pipeline import Pipeline, RunOptions
+from patchcert.readiness import Stage, check_stages
 from patchcert.recipes import Recipe
 from patchcert.studies.config import StudyConfig, VarianceConfig
 from patchcert.studies.results import SUMMARY, StudyResult
@@ -114,6 +115,7 @@ class SuiteRun:
         from patchcert.stages.cluster import connected
         from patchcert.tracking import answering
 
+        self._check(out)
         tracking = answering(self.options.tracking, self.workspace, self.terminal.say)
         # Studies are published together at the end.
         options = dataclasses.replace(self.options, tracking=tracking)
@@ -121,6 +123,17 @@ class SuiteRun:
             models = self._train(ray, options)
             results, variances = self._answer(models, options)
         return self._report(models, results, variances, tracking, out)
+
+    def _check(self, out: str | None) -> None:
+        """Raises what any experiment would refuse, before the first one begins."""
+        for name, recipe in self.recipes.items():
+            stages: tuple[Stage, ...] = ("vote", "study") if name in self._given else ("train", "vote", "study")
+            try:
+                check_stages(recipe, stages, self.workspace, self.options.resources)
+            except PatchcertError as error:
+                raise type(error)(f"{name}: {error}") from None
+        if out is not None:
+            Folder(out).check_writable()
 
     def plan(self) -> list[tuple[str, str, str]]:
         """(experiment, name of its results, what is there already) of every experiment, without computing anything."""

@@ -26,6 +26,7 @@ LAYERS = (
     ("trained_models",),
     ("studies",),
     ("tracking", "stages", "recipes", "console"),
+    ("readiness",),
     ("suites", "pipeline"),
     ("suite_run",),
     ("cli",),

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -258,6 +259,29 @@ class Folder:
         """Delete one file; no error when it is not there."""
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(name))
+
+    def check_writable(self) -> None:
+        """Make sure that a file can be written here, and leave nothing behind; only disks are asked, no object store.
+
+        Raises:
+            ResourceError: the folder cannot be made, or takes no file.
+        """
+        if not self.is_local:
+            return
+        missing, path = [], self._root
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        try:
+            os.makedirs(self._root, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._root) as file:
+                file.write(b".")
+        except OSError as error:
+            raise write_error(self.uri, error) from error
+        finally:
+            for path in missing:
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
 
     def remove_stale_temporaries(self) -> None:
         """Delete what killed processes of this machine left half-written directly in this folder, folders included."""

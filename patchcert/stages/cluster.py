@@ -226,6 +226,12 @@ def worker_share(
             "that start on demand: --resources.wait-for-gpus SECONDS"
         )
     use_gpu = num_gpus > 0 and resources.device != "cpu"
+    if not use_gpu and (idle := resources.gpu_settings()):
+        settings = ", ".join(f"{name} {value}" for name, value in idle.items())
+        raise ResourceError(
+            f"resources: {settings} would have no effect: the cluster has 0 GPUs, so CPUs would be used.\n"
+            "  Leave it out, or join a cluster with GPUs: --resources.address ADDRESS"
+        )
     accelerator = None
     if use_gpu:
         accelerator, num_gpus = _accelerator(ray, resources, num_gpus)

@@ -44,6 +44,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        check_numbers(self, "resources", ResourceError)
         for name in (
             "workers",
             "cpus_per_worker",
@@ -56,7 +57,7 @@ class Resources:
                 raise ResourceError(f"resources: {name} must be >= 0, not {getattr(self, name)}.")
         if self.part_attempts < 1:
             raise ResourceError(f"resources: part_attempts must be >= 1, not {self.part_attempts}.")
-        if not self.part_timeout > 0:
+        if self.part_timeout <= 0:
             raise ResourceError(
                 f"resources: part_timeout must be a positive number of seconds, not {self.part_timeout}."
             )
@@ -65,8 +66,15 @@ class Resources:
                 f"resources: gpus_per_worker must be above 0 and at most 1, not {self.gpus_per_worker}.\n"
                 "  An actor computes on one GPU; use more of them with resources.workers."
             )
-        if self.wait_for_gpus and self.device == "cpu":
-            raise ResourceError(
-                f"resources: wait_for_gpus is {self.wait_for_gpus:g}, but device is cpu.\n  Leave one of them out."
-            )
-        check_numbers(self, "resources", ResourceError)
+        if self.device == "cpu":
+            for name, value in self.gpu_settings().items():
+                raise ResourceError(f"resources: {name} is {value}, but device is cpu.\n  Leave one of them out.")
+
+    def gpu_settings(self) -> dict[str, str]:
+        """Return the settings that were given and matter to GPUs only: name -> value as it was given."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: f"{value:g}" if isinstance(value := getattr(self, name), float) else str(value)
+            for name in ("gpus_per_worker", "accelerator", "wait_for_gpus")
+            if getattr(self, name) != defaults[name]
+        }

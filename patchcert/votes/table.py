@@ -418,9 +418,12 @@ def finish_table(
             for index, row in zip(problems, success["quarantined"], strict=True)
         ]
         folder.write(QUARANTINE, json.dumps(reasons, indent=1, sort_keys=True, ensure_ascii=False).encode())
-    else:
+    elif folder.exists(QUARANTINE):
         folder.remove(QUARANTINE)
-    folder.write(SUCCESS, sealed_bytes(success))
+    mark = sealed_bytes(success)
+    # A finished table may lie where nothing can be written any more.
+    if not (folder.exists(SUCCESS) and folder.read(SUCCESS) == mark):
+        folder.write(SUCCESS, mark)
     return VoteTable(folder, success)
 
 
