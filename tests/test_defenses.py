@@ -38,7 +38,16 @@ VIEWS = {
     "vitband": (4, {}),
     "cropnet": (12, {"stride": 2}),
 }
-EPOCHS = {"crop": 10, "cropnet": 8, "sparse": 10, "blocks": 12, "bandnetrow": 3, "blocknet": 4, "vitband": 10}
+EPOCHS = {
+    "crop": 10,
+    "cropnet": 8,
+    "sparse": 10,
+    "blocks": 12,
+    "bandnet": 3,
+    "bandnetrow": 3,
+    "blocknet": 4,
+    "vitband": 10,
+}
 NETWORKS = {"crop": "resnet9", "bandnet": "band-network", "bandnetrow": "band-network", "vitband": "vit-small"}
 NETWORKS |= {"blocknet": "crop-network", "cropnet": "crop-network"}
 NUM_SELECTION, NUM_ESTIMATION = 50, 250
@@ -49,15 +58,19 @@ def prediction_of(classifier):
     return PredictionConfig(score_floor=0.1, num_samples=num_samples)
 
 
-def votes_of(classifier, images_NHWC, rule):
+def part_of(classifier, images_NHWC):
+    """Scores of all views, from which the votes of every rule follow."""
     scored = score_views(classifier, images_NHWC, prediction_of(classifier), CPU)
-    part = VotePart(
+    return VotePart(
         image_ids=np.arange(len(images_NHWC)).astype(str),
         labels_N=np.zeros(len(images_NHWC), np.int64),
         num_classes=classifier.num_classes,
         score_floor=0.1,
         **vars(scored),
     )
+
+
+def votes_of(part, rule):
     return part.votes("top_class") if rule == "top_class" else part.votes(vote_threshold=rule)
 
 
@@ -125,17 +138,17 @@ def affected_by(classifier, patch, row, column, num_images):
     return np.stack([covered.ravel()[sampled.pixels(image)].any(axis=1) for image in range(num_images)])
 
 
-@pytest.mark.parametrize("rule", ["top_class", 0.3])
-def test_certified_images_survive_patches_of_every_kind_of_content(defended, prepared_digits, rule):
-    """The attacker repaints the patch with noise, black, white, inverted pixels and pieces of other classes."""
-    if defended.views.kind == "pixel" and rule != "top_class":
-        pytest.skip("samples are certified by their top classes only")
+ATTACK = Patch(height=3, width=2)
+
+
+@pytest.fixture(scope="module")
+def attacked(defended, prepared_digits):
+    """Scores of images as they are, and of the same images under attacks.
+
+    The attacker repaints the patch with noise, black, white, inverted pixels and pieces of other classes.
+    """
     images = prepared_digits["test"].read(0, NUM_IMAGES).images_NHWC
-    patch = Patch(height=3, width=2)
-    predictions_N, certified_N = verdicts(defended.views, votes_of(defended, images, rule), patch)
-    assert certified_N.any(), "a test on nothing that is certified proves nothing"
-    rng = np.random.default_rng(1)
-    flipped = np.zeros(NUM_IMAGES, dtype=bool)
+    rng, parts = np.random.default_rng(1), []
     for content in ("noise", "black", "white", "inverted", "other image"):
         for _ in range(3):
             row, column = rng.integers(0, 32 - 3 + 1), rng.integers(0, 32 - 2 + 1)
@@ -148,7 +161,20 @@ def test_certified_images_survive_patches_of_every_kind_of_content(defended, pre
                 "inverted": 255 - attacked[box],
                 "other image": np.roll(attacked, 1, axis=0)[box],
             }[content]
-            flipped |= predict(counts_of(votes_of(defended, attacked, rule), 10)) != predictions_N
+            parts.append(part_of(defended, attacked))
+    return part_of(defended, images), parts
+
+
+@pytest.mark.parametrize("rule", ["top_class", 0.3])
+def test_certified_images_survive_patches_of_every_kind_of_content(defended, attacked, rule):
+    if defended.views.kind == "pixel" and rule != "top_class":
+        pytest.skip("samples are certified by their top classes only")
+    part, parts_attacked = attacked
+    predictions_N, certified_N = verdicts(defended.views, votes_of(part, rule), ATTACK)
+    assert certified_N.any(), "a test on nothing that is certified proves nothing"
+    flipped = np.zeros(NUM_IMAGES, dtype=bool)
+    for changed in parts_attacked:
+        flipped |= predict(counts_of(votes_of(changed, rule), 10)) != predictions_N
     assert not (flipped & certified_N).any()
 
 
@@ -158,7 +184,7 @@ def test_patch_changes_no_vote_of_a_view_that_is_not_affected(defended, prepared
     row, column = 11, 6
     attacked = images.copy()
     attacked[:, row : row + 3, column : column + 5] = 255 - attacked[:, row : row + 3, column : column + 5]
-    before, after = votes_of(defended, images, 0.3), votes_of(defended, attacked, 0.3)
+    before, after = (votes_of(part_of(defended, pixels), 0.3) for pixels in (images, attacked))
     affected_NV = np.broadcast_to(affected_by(defended, patch, row, column, 10), before.shape[:2])
     assert 0 < affected_NV.sum() < affected_NV.size
     np.testing.assert_array_equal(before[~affected_NV], after[~affected_NV])
