@@ -66,6 +66,7 @@ def test_preparing_in_processes(patchcert):
     assert not list((patchcert.folder / "work").rglob("dataset.json"))
 
 
+@pytest.mark.ray
 def test_training(patchcert):
     saved = file_appears(patchcert.folder, "work/training/*/checkpoint_*")
     interrupted(patchcert, ("train", "column4-digits", *LONG), saved, signal.SIGTERM)
