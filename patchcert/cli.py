@@ -33,6 +33,7 @@ commands
   verify FOLDER ...    compare all bytes of prepared images with their digests
   publish FOLDER ...   send studies to the tracker (again); repeating is safe
   ui                   show the tracker's pages on this machine
+  doctor               check the machine, the libraries and the folders, with advice
 
 Options of a command: patchcert COMMAND RECIPE --help.  First steps: patchcert demo.
 """
@@ -455,6 +456,27 @@ def _ui(words: list[str]) -> int:
     return serve_pages(uri, extra.port, _terminal().say)
 
 
+def _doctor(words: list[str]) -> int:
+    options, extra = _folder_options("doctor", [], words, DoctorOptions)[1:]
+    from patchcert.doctor import as_text, examine
+    from patchcert.workspace import Workspace
+
+    terminal = _terminal()
+    findings = examine(lambda: Workspace(options.work), options.resources, options.tracking, start_ray=extra.start_ray)
+    terminal.result(as_text(findings))
+    states = [finding.state for finding in findings]
+    terminal.say(f"{states.count('problem')} problems, {states.count('warning')} warnings")
+    return 2 if "problem" in states else 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Options of ``patchcert doctor``."""
+
+    start_ray: bool = False
+    """Also start a Ray, or join the cluster, and run a task on it."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UiOptions:
     """Options of ``patchcert ui``."""
@@ -683,6 +705,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "verify": _verify,
     "publish": _publish,
     "ui": _ui,
+    "doctor": _doctor,
 }
 
 

@@ -22,13 +22,16 @@ LAYERS = (
     ("models",),
     ("prediction", "training"),
     ("attacks",),
-    ("provenance", "workspace", "defenses", "process", "next_commands", "verification"),
+    ("provenance", "workspace", "defenses", "process", "listening", "next_commands", "verification"),
     ("trained_models",),
     ("studies",),
     ("tracking", "stages", "recipes", "console"),
     ("readiness",),
     ("suites", "pipeline"),
-    ("suite_run",),
+    (
+        "suite_run",
+        "doctor",
+    ),
     ("cli",),
     ("__main__",),
 )

@@ -22,11 +22,12 @@ HELPS = (
     "variance crop10-digits",
     "report",
     "ui",
+    "doctor",
 )
 # Stands for any option, is another program's, or is the start of a name.
-NO_OPTIONS = {"options", "overrides", "head", "variance"}
+NO_OPTIONS = {"options", "overrides", "head", "variance", "force-reinstall", "editable", "shm-size"}
 # What follows "patchcert" in running text, or in what is hashed.
-NO_COMMANDS = {"knows", "validation", "images", "that", "needs"}
+NO_COMMANDS = {"knows", "validation", "images", "that", "needs", "processes"}
 
 
 def texts():

@@ -138,7 +138,7 @@ def _start(ray: Any, address: str, options: dict[str, Any], verbose: bool, over:
     def start() -> None:
         try:
             if is_remote:
-                _check_answers(address)
+                check_answers(address)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore" if not verbose else "default")
                 ray.init(address=address, **options)
@@ -166,8 +166,8 @@ def _start(ray: Any, address: str, options: dict[str, Any], verbose: bool, over:
     _calm_ray_data(verbose)
 
 
-def _check_answers(address: str) -> None:
-    """Raises OSError within seconds where nobody listens; Ray itself would try for many minutes."""
+def check_answers(address: str) -> None:
+    """Raise OSError within seconds where nobody listens; Ray itself would try for many minutes."""
     host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if not (colon and port.isdigit()):
         return

@@ -255,6 +255,20 @@ def follow_folder(uri: str) -> bool:
     return moved
 
 
+def read_database(database: Path) -> int:
+    """Count the runs of a database file without writing to it.
+
+    Raises:
+        ValueError: the file is no database of MLflow.
+    """
+    try:
+        connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=_CONNECT_SECONDS)
+        with contextlib.closing(connection):
+            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+    except sqlite3.Error as error:
+        raise ValueError(f"it is no database of MLflow: {error}") from None
+
+
 def _other_places(connection: sqlite3.Connection, here: Path) -> list[Path]:
     """Folders of artifacts, other than the one next to the database, that experiments of ours are recorded with."""
     places = set()
