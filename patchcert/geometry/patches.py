@@ -16,6 +16,7 @@ from patchcert.geometry.sizes import Size, check_fits, positive_integer, size_pa
 ROUND_UP_FROM = 1 / 3
 
 _NUMBER = r"\d+(?:\.\d+)?"
+_LONGEST_TEXT = 100
 _PATCH_TEXT = re.compile(
     rf"(?:(?P<height>\d+)x(?P<width>\d+)(?:@(?P<degrees>-?{_NUMBER})deg(?P<exact>-exact)?)?"
     rf"|(?P<percent>{_NUMBER})%(?:@(?P<tall>{_NUMBER}):(?P<wide>{_NUMBER}))?)"
@@ -164,16 +165,17 @@ class Patch:
 
         Args:
             text: "5x5" (height x width), "2%", "2.4%@6:1" (area and height:width), "5x5@45deg" (box of the turned
-                rectangle) or "5x5@45deg-exact" (its exact footprint).
+                rectangle) or "5x5@45deg-exact" (its exact footprint); at most 100 letters.
             image_size: (height, width) of the image, in pixels.
 
         Raises:
             GeometryError: the text is none of these forms, or the patch does not fit inside the image.
         """
-        match = _PATCH_TEXT.fullmatch(text.strip())
+        match = _PATCH_TEXT.fullmatch(text.strip()) if len(text) <= _LONGEST_TEXT else None
         if match is None:
+            shown = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
             raise GeometryError(
-                f"The patch {text!r} is none of the known forms.\n"
+                f"The patch {shown!r} is none of the known forms.\n"
                 "  Write 5x5, 2%, 2.4%@6:1 (height:width), 5x5@45deg or 5x5@45deg-exact."
             )
         if match["percent"] is not None:
@@ -181,17 +183,12 @@ class Patch:
                 raise GeometryError(f"The patch {text!r} has the width 0.\n  Write height:width, such as 2.4%@6:1.")
             ratio = float(match["tall"] or 1) / float(match["wide"] or 1)
             return cls.from_area(float(match["percent"]) / 100, image_size, ratio)
-        if match["degrees"] is None:
-            patch = cls(height=int(match["height"]), width=int(match["width"]))
-        else:
-            patch = cls.rotated(
-                int(match["height"]),
-                int(match["width"]),
-                float(match["degrees"]),
-                "exact" if match["exact"] else "bounding_box",
-            )
-        patch.placements(image_size)
-        return patch
+        height, width = int(match["height"]), int(match["width"])
+        degrees = float(match["degrees"] or 0)
+        # Whether the box fits is known before its pixels are listed.
+        box = cls(height=height, width=width) if match["degrees"] is None else cls.rotated(height, width, degrees)
+        check_fits(box.size, size_pair(image_size, "The image size"), f"The patch {text.strip()}")
+        return cls.rotated(height, width, degrees, "exact") if match["exact"] else box
 
     @property
     def size(self) -> Size:

@@ -1,6 +1,7 @@
 """Patches: the field's published sizes, the forms of the command line, and the footprints of turned rectangles."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -107,8 +108,20 @@ def test_a_positive_angle_turns_counter_clockwise():
         (lambda: Patch.parse("2%@0:6", (32, 32)), "aspect ratio is 0.0"),
         (lambda: Patch.parse("33x1", (32, 40)), "patch 33x1 is 33x1, but the image is only 32x40"),
         (lambda: Patch.parse("24x24@45deg", (32, 32)), "34x34, but the image is only 32x32"),
+        (lambda: Patch.parse("9" * 90 + "x1", (32, 32)), "but the image is only 32x32"),
+        (lambda: Patch.parse("9" * 5000 + "x1", (32, 32)), r"9\.\.\.' is none of the known forms"),
+        (lambda: Patch.parse("5x5@" + "9" * 90 + "deg-exact-exact", (32, 32)), "none of the known forms"),
     ],
 )
 def test_impossible_patches_are_refused(make, message):
     with pytest.raises(GeometryError, match=message):
         make()
+
+
+@pytest.mark.parametrize("text", ["6000x6000@45deg-exact", "1x100000@1deg-exact", "100000x100000"])
+def test_a_patch_that_does_not_fit_is_refused_before_its_pixels_are_listed(text):
+    tracemalloc.start()
+    with pytest.raises(GeometryError, match="but the image is only 32x32"):
+        Patch.parse(text, (32, 32))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
