@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Imported late: help answers at once.
     from patchcert import interruption
+    from patchcert.console import printable
     from patchcert.errors import PatchcertError
     from patchcert.process import adapt_to_process, with_readers
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return with_readers(command)
     except PatchcertError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
 
 

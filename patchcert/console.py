@@ -1,6 +1,7 @@
 """What commands print: lines, progress bars and tables, for a screen, a log or a pipe."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -8,12 +9,31 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 _PLAIN_STEPS, _PLAIN_SECONDS = 10, 60.0
 
 
+# Escape sequences move the cursor, rename the window or hide text; marks of direction reorder what is read.
+_CONTROLS = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """A text as it may reach a terminal: control characters, of which names from files may be full, are spelled out."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class _Console(Console):
-    """rich's console, but a reader that went away is the caller's business: rich would exit with code 1."""
+    """rich's console for text that others wrote: no markup, no control characters.
+
+    A reader that went away is the caller's business: rich would exit with code 1.
+    """
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Turns any text, also those in cells and titles of tables, into what is printed."""
+        return super().render_str(printable(text), **{**settings, "markup": False, "emoji": False})
 
     def on_broken_pipe(self) -> None:
         """Lets the error of the broken pipe pass."""
@@ -38,12 +58,12 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line for the reader on standard error."""
-        self.log.print(text, soft_wrap=True, markup=False)
+        self.log.print(text, soft_wrap=True)
 
     def result(self, renderable: Any) -> None:
         """A table or text that is the result of the command, on standard output."""
         if isinstance(renderable, str):
-            self.out.print(renderable, soft_wrap=True, markup=False)
+            self.out.print(renderable, soft_wrap=True)
         else:
             self.out.print(renderable)
 

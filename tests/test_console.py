@@ -51,3 +51,25 @@ def test_a_slow_run_says_once_a_minute_how_long_it_will_take(capsys, monkeypatch
         "vote: 460/1000 images, 18:00 left",
         "vote: 461/1000 images, 17:58:00 left",
     ]
+
+
+def test_names_from_files_cannot_steer_the_terminal(capsys):
+    from rich.table import Table
+
+    terminal = Terminal()
+    table = Table("name [/x]", title="[bold]title[/nothing]")
+    table.add_row("\x1b[2J\x07 [/x] \u202e:smile:")
+    terminal.result(table)
+    terminal.result("\x1b]0;title\x07 [/x]")
+    terminal.say("\x9b31m [/x]")
+    shown = "".join(capsys.readouterr())
+    assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    for text in ("[bold]title[/nothing]", "name [/x]", "\\x1b[2J\\x07 [/x] \\u202e:smile:", "\\x9b31m [/x]"):
+        assert text in shown
+
+
+def test_a_message_of_an_error_cannot_steer_the_terminal(capsys):
+    from patchcert.cli import main
+
+    assert main(["run", "\x1b[2Jcolumn4"]) == 2
+    assert "\x1b" not in "".join(capsys.readouterr())

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,14 @@ def template_environment(ending: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["cell"] = _cell
     return environment
+
+
+def _cell(text: object) -> str:
+    """A text from a file in a cell of a Markdown table: neither cells, links, code nor HTML begin in it."""
+    visible = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", visible)
 
 
 def headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,10 @@ def _renamed_folder(final: Path) -> Iterator[Path]:
     """A new folder beside its final place, renamed when the block ends well."""
     final.parent.mkdir(parents=True, exist_ok=True)
     Folder(final.parent).remove_stale_temporaries()
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.{writer_mark()}.", suffix=".tmp", dir=final.parent))
+    temporary = final.parent / f".{final.name}.{writer_mark()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        temporary.chmod(0o755)
+        # Who may read it is for the user's umask to say.
+        temporary.mkdir()
         yield temporary
         # Renaming over a folder that is not empty is not possible: the old one steps aside first.
         aside = temporary.with_name(f"{temporary.stem}-old.tmp")
@@ -197,6 +199,19 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
     # pandas writes its version into the schema; without it the bytes depend on the values alone.
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     write_parquet(path, table)
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a frame as CSV; a text that a spreadsheet would run as a formula begins with a quotation mark there."""
+    texts = [name for name in frame if frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name])]
+    frame.assign(**{name: frame[name].map(_no_formula) for name in texts}).to_csv(
+        path, index=False, lineterminator="\n"
+    )
+
+
+def _no_formula(value: object) -> object:
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -22,6 +22,7 @@ from patchcert.studies.result_folders import (
     checked_files,
     digests_of,
     read_table,
+    write_csv,
     write_frame,
     write_json,
     write_parquet,
@@ -123,7 +124,7 @@ def write_tables(folder: Path, result: StudyResult, per_image: pa.Table, placeme
         write_frame(folder / PLACEMENTS, placements)
     write_frame(folder / ANSWERS, result.answers)
     write_parquet(folder / PER_IMAGE, per_image.replace_schema_metadata(None))
-    result.answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
+    write_csv(folder / ANSWERS_CSV, result.answers)
     write_json(folder / RUN, result.run)
 
 

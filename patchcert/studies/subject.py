@@ -42,6 +42,20 @@ class Subject:
     views: dict[str, Any]
     model_digest: str = ""
 
+    def __post_init__(self) -> None:
+        """Checks the names, which become parts of paths and of pages.
+
+        Raises:
+            StudyError: a name that holds a separator or a control character, begins with a dot, or is empty.
+        """
+        for what in ("defense", "dataset", "split"):
+            name = getattr(self, what)
+            if not isinstance(name, str) or not _is_plain_name(name):
+                raise StudyError(
+                    f"the {what} of a study is named {name!r}.\n"
+                    "  A name has no slash, backslash or control character and begins with no dot."
+                )
+
     @classmethod
     def of_table(cls, table: VoteTable, defense: str) -> "Subject":
         """Reads the subject off the identity of a vote table."""
@@ -98,3 +112,7 @@ class Subject:
     def tensor(self) -> str:
         """Name of the tensor that the patch acts on."""
         return "native" if self.resize == "none" else "network input"
+
+
+def _is_plain_name(name: str) -> bool:
+    return bool(name) and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")

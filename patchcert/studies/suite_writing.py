@@ -17,7 +17,7 @@ from patchcert.studies.paper_figures import paper_figures
 from patchcert.studies.paper_tables import FilledTable, fill_tables
 from patchcert.studies.paper_writing import METRIC_TITLES, cells, certificate_cell, columns, latex
 from patchcert.studies.report import attack, headlines, provenance, template_environment
-from patchcert.studies.result_folders import FIGURES, Location, whole_folder
+from patchcert.studies.result_folders import FIGURES, Location, whole_folder, write_csv
 from patchcert.studies.results import StudyResult
 from patchcert.studies.suite_networks import NetworkRun
 from patchcert.studies.wording import GUARANTEES, certificate_words
@@ -83,7 +83,7 @@ def write_suite(location: Location, suite: SuiteReport) -> list[FilledTable]:
         (folder / TABLES).mkdir()
         (folder / FIGURES).mkdir()
         for table in filled:
-            table.frame().to_csv(folder / TABLES / f"{table.table.name}.csv", index=False, lineterminator="\n")
+            write_csv(folder / TABLES / f"{table.table.name}.csv", table.frame())
             (folder / TABLES / f"{table.table.name}.tex").write_text(latex(table), encoding="utf-8")
         figures = []
         for data in paper_figures(suite.figures, filled):

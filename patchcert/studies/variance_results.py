@@ -23,6 +23,7 @@ from patchcert.studies.result_folders import (
     read_table,
     result_id,
     whole_folder,
+    write_csv,
     write_frame,
     write_json,
     write_parquet,
@@ -133,7 +134,7 @@ def write_variance(
     with whole_folder(location, RECORD) as folder:
         write_frame(folder / REPEATS, tables.repeats)
         write_parquet(folder / PER_IMAGE, tables.per_image)
-        tables.summary.to_csv(folder / VARIANCE_CSV, index=False, lineterminator="\n")
+        write_csv(folder / VARIANCE_CSV, tables.summary)
         (folder / FIGURES).mkdir()
         save_drawing(variance_figure(tables.repeats, headline_patch), folder / FIGURES)
         write_json(folder / RUN, run)

@@ -19,7 +19,7 @@ from patchcert.studies.figures import figures_of, save
 from patchcert.studies.naming import distinctly_named, unique_studies
 from patchcert.studies.questions import Question, headline_patch
 from patchcert.studies.report import DrawnFigure, render
-from patchcert.studies.result_folders import FIGURES, Location, digests_of, result_id, whole_folder
+from patchcert.studies.result_folders import FIGURES, Location, digests_of, result_id, whole_folder, write_csv
 from patchcert.studies.results import ANSWERS_CSV, SUMMARY, StudyResult, write_summary, write_tables
 from patchcert.studies.subject import Subject
 
@@ -97,12 +97,12 @@ def write_report(location: Location, results: Sequence[StudyResult]) -> str:
     results = distinctly_named(kept)
     answers = combine([result.answers for result in results])
     with whole_folder(location, REPORT_HTML) as folder:
-        answers.to_csv(folder / ANSWERS_CSV, index=False, lineterminator="\n")
+        write_csv(folder / ANSWERS_CSV, answers)
         if len(results) == 1:
             closer = closer_look(results[0], results[0].per_image(), results[0].placements(), None)
         else:
             closer = closer_comparison(results, results[0].headline_patch)
-            closer.pairs.to_csv(folder / COMPARISON_CSV, index=False, lineterminator="\n")
+            write_csv(folder / COMPARISON_CSV, closer.pairs)
         _write_report(folder, results, answers, closer)
     return Folder(location).folder(REPORT_HTML).uri
 

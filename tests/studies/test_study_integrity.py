@@ -139,3 +139,40 @@ def test_settings_that_nobody_knows_are_refused(folder):
     reseal(folder, identity=identity, result_id=result_id(identity))
     with pytest.raises(StudyError, match="unknown certificate 'faith'"):
         StudyResult.open(folder)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".hidden", "a\\b", "", "x\x1b[2J"])
+@pytest.mark.parametrize("what", ["defense", "dataset", "split"])
+def test_a_name_that_is_a_path_is_refused(folder, what, name):
+    record = json.loads((folder / "summary.json").read_text())
+    reseal(folder, subject=record["subject"] | {what: name})
+    with pytest.raises(StudyError, match=f"the {what} of a study is named"):
+        StudyResult.open(folder)
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_quoted(tmp_path):
+    from patchcert.studies.result_folders import write_csv
+
+    texts = ["=HYPERLINK(1)", "+1", "-2+3", "@SUM(1)", "\tx", "a=b", "5x5"]
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"name": texts, "value": [-1.0] * 7}))
+    found = pd.read_csv(tmp_path / "a.csv")
+    assert found["name"].tolist() == [f"'{text}" for text in texts[:5]] + texts[5:]
+    assert found["value"].tolist() == [-1.0] * 7
+
+
+def test_names_of_images_begin_nothing_in_markdown():
+    from patchcert.studies.report import template_environment
+
+    template = template_environment("md").from_string("| {{ name | cell }} |")
+    text = template.render(name="a|b](javascript:1) <img src=x> `x` [y]\n# z")
+    assert text == "| a\\|b\\](javascript:1) \\<img src=x\\> \\`x\\` \\[y\\] # z |"
+
+
+def test_files_keep_to_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        study = simulated.write(simulated.column_study(), tmp_path / "study")
+    finally:
+        os.umask(before)
+    paths = [study.folder.path(), *(study.folder.path(name) for name in study.files)]
+    assert all(os.stat(path).st_mode & 0o077 == 0 for path in paths)

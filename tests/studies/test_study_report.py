@@ -102,10 +102,10 @@ def test_published_numbers_stand_beside_ours(report):
 
 
 def test_names_are_escaped(tmp_path, column_study):
-    subject = dataclasses.replace(column_study.subject, defense="<b>a|b</b>")
+    subject = dataclasses.replace(column_study.subject, defense="<b>a|b<i>")
     result = simulated.write(column_study, tmp_path / "study", subject=subject)
     page = Page(result.folder.read("report.html").decode())
-    assert "b" not in page.tags and "<b>a|b</b>" in page.text
+    assert "b" not in page.tags and "i" not in page.tags and "<b>a|b<i>" in page.text
 
 
 def test_other_images_and_quarantine_are_warned_of(tmp_path, column_study, results):
