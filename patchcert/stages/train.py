@@ -18,7 +18,7 @@ import torch
 from ray.util.queue import Empty, Queue
 
 from patchcert.data import PreparedDataset
-from patchcert.data.storage import Folder
+from patchcert.data.storage import Folder, write_error
 from patchcert.data.untrusted import read_json
 from patchcert.errors import ModelError, PatchcertError, TrainingError
 from patchcert.models.checkpoint import initial_classifier, save_checkpoint
@@ -26,6 +26,7 @@ from patchcert.models.config import ClassifierConfig
 from patchcert.models.custom_code import custom_code_digest
 from patchcert.stages.cluster import WorkerShare, thread_variables, worker_share
 from patchcert.stages.resources import Resources
+from patchcert.stages.retries import is_lasting
 from patchcert.trained_models import TrainedModel, finished_model, training_key
 from patchcert.training.config import TrainingConfig
 from patchcert.training.feeding import MemoryFeed, open_feed
@@ -359,6 +360,8 @@ def _user_error(error: ray.train.TrainingFailedError, run_name: str) -> Patchcer
         failure = seen.pop()
         if isinstance(failure, PatchcertError):
             return failure
+        if isinstance(failure, OSError) and is_lasting(failure):
+            return write_error(f"the training states of {run_name}", failure)
         if failure is not None:
             seen += [failure.__cause__, getattr(failure, "_base_exc", None), getattr(failure, "cause", None)]
     lines = [line for line in str(error).strip().splitlines() if line.strip()]

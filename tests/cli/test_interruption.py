@@ -56,6 +56,12 @@ def process_appears(title):
     return lambda process: any(processes_named(title))
 
 
+def untrained(command, recipe):
+    """Folder of a checkpoint with start weights."""
+    command("train", recipe, *SMALL, "--untrained")
+    return next(command.folder.glob(f"work/models/{recipe}/untrained-*"))
+
+
 def test_preparing_in_processes(patchcert):
     """Ctrl-C twice while processes make shards: what they were writing is gone, and the command goes on later."""
     arguments = ("prepare", "column4-digits", "--data.limit", "400", "--resources.workers", "2")
@@ -84,15 +90,15 @@ def test_training_at_other_moments(patchcert, signals, moment):
 @pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
 @pytest.mark.parametrize("moment", ["Ray starts", "a part is there", "Ray ends"])
 def test_voting(patchcert, signals, moment):
-    patchcert("train", "column4-digits", *SMALL, "--tracking.mode", "off", "--untrained")
+    arguments = ("vote", "column4-digits", *SMALL, "--checkpoint", untrained(patchcert, "column4-digits"))
     work = patchcert.folder / "work"
     happened = {
         "Ray starts": process_appears(RAYLET),
         "a part is there": file_appears(work, "votes/*/part-*"),
         "Ray ends": file_appears(work, "votes/*/_SUCCESS.json"),
     }[moment]
-    interrupted(patchcert, ("vote", "column4-digits", *SMALL), happened, *signals)
-    patchcert("vote", "column4-digits", *SMALL)
+    interrupted(patchcert, arguments, happened, *signals)
+    patchcert(*arguments)
 
 
 @pytest.mark.slow
@@ -104,16 +110,17 @@ def test_voting(patchcert, signals, moment):
 )
 def test_answering(finished, finished_crops, arguments, title, number):
     command = finished if arguments[0] == "study" else finished_crops
-    settings = SMALL if arguments[0] == "study" else (*SMALL, "--variance.repeats", "20000")
-    interrupted(command, (*arguments[:2], *settings), process_appears(title), number)
+    if arguments[0] == "variance":
+        model = next(command.folder.glob("work/models/crop10-digits/untrained-*"))
+        arguments += (*SMALL, "--checkpoint", model, "--variance.repeats", "20000")
+    interrupted(command, arguments, process_appears(title), number)
 
 
 @pytest.fixture(scope="module")
 def finished_crops(tmp_path_factory):
     """A command line whose work folder holds votes on random crops."""
     command = CommandLine(tmp_path_factory.mktemp("crops"))
-    command("train", "crop10-digits", *SMALL, "--untrained")
-    command("vote", "crop10-digits", *SMALL)
+    command("vote", "crop10-digits", *SMALL, "--checkpoint", untrained(command, "crop10-digits"))
     return command
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import functools
 import pickle
 import re
@@ -190,3 +191,16 @@ def test_diverged_loss_names_epoch_and_step_without_a_traceback(ray_cluster, sma
     recipe = dataclasses.replace(small_recipe, training=wild)
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of epoch \d"):
         train(recipe, prepared, workspace, dataclasses.replace(ONE_CPU, max_failures=0))
+
+
+def test_full_disk_is_named_with_what_to_do():
+    import ray.train
+
+    from patchcert.errors import ResourceError
+    from patchcert.stages.train import _user_error
+
+    failure = OSError(errno.ENOSPC, "No space left on device")
+    error = _user_error(ray.train.WorkerGroupError("a worker failed", worker_failures={0: failure}), "small-1234")
+    assert isinstance(error, ResourceError)
+    assert "cannot write the training states of small-1234: No space left on device" in str(error)
+    assert "free some space" in str(error)
