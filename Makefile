@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-chaos check bench format clean
+.PHONY: demo test test-slow test-chaos check bench format lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/patchcert demo
@@ -41,6 +41,19 @@ bench: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Versions and hashes of everything in the images, from PyPI; UPGRADE=--upgrade takes the newest instead of the locked.
+# The demo and the tests do not install from it.
+LOCK_TOOLS := build/lock-tools
+LOCK := $(LOCK_TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-build \
+	--generate-hashes --no-annotate --default-index https://pypi.org/simple --custom-compile-command "make lock" $(UPGRADE)
+
+lock:
+	$(PYTHON) -m venv $(LOCK_TOOLS)
+	$(LOCK_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(LOCK) --extra jobs --output-file requirements.lock pyproject.toml
+	sed -n 's/^\([a-z][^ ;]*==[^ ;]*\).*/\1/p' requirements.lock >$(LOCK_TOOLS)/versions.txt
+	$(LOCK) --constraint $(LOCK_TOOLS)/versions.txt --output-file cluster/mlflow.lock cluster/mlflow.in
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "patchcert needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
