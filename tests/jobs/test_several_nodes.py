@@ -44,7 +44,8 @@ def cluster(s3_variables, tmp_path_factory):
         if code:
             pytest.fail(output + (folder / "log").read_text())
         state = json.loads((folder / "cluster.json").read_text())
-        yield {**state, "tool": tool, "environment": environment}
+        login = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        yield {**state, "tool": tool, "environment": environment | login, "token": (folder / "token").read_text()}
     finally:
         tool("stop")
     left = [pid for pid in (state["process"], *state["nodes"]) if psutil.pid_exists(pid)]
@@ -137,7 +138,7 @@ def test_a_work_folder_on_one_nodes_disk_is_refused_before_any_work(cluster, tmp
 
     script = tmp_path / "prepare.py"
     script.write_text(NODE_DISKS)
-    client = JobSubmissionClient(cluster["address"])
+    client = JobSubmissionClient(cluster["address"], headers={"Authorization": f"Bearer {cluster['token']}"})
     job = client.submit_job(entrypoint=f"{sys.executable} {script} {tmp_path}/here {tmp_path}/elsewhere")
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.2)

@@ -3,12 +3,15 @@
 import concurrent.futures
 import os
 import runpy
+import shlex
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from jobs.small_jobs import SMALL, free_port
+from jobs.small_jobs import SMALL, free_port, is_loopback, listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +31,6 @@ def submit(tmp_path_factory):
         | {
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             "PATCHCERT_RAY_FOLDER": str(folder),
-            "RAY_AUTH_MODE": "disabled",
         }
     )
     environment.pop("RAY_ADDRESS", None)
@@ -38,13 +40,16 @@ def submit(tmp_path_factory):
         subprocess.run([script, "stop"], env=environment, check=True, capture_output=True, timeout=60)
         log = folder / "log"
         pytest.fail(started.stderr + (log.read_text() if log.exists() else ""))
+    shown = subprocess.run([script, "variables"], env=environment, capture_output=True, text=True, timeout=60)
 
-    def run(*arguments):
+    def run(*arguments, login=shown.stdout):
         address = f"http://127.0.0.1:{ports['PATCHCERT_DASHBOARD_PORT']}"
         command = ["ray", "job", "submit", "--address", address, "--", sys.executable, *map(str, arguments)]
+        command = ["bash", "-c", f"{login}\n{shlex.join(command)}"]
         finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170, cwd=folder)
         return finished.returncode, finished.stdout + finished.stderr
 
+    run.folder, run.shown = folder, started.stdout + started.stderr + shown.stdout + shown.stderr
     yield run
     subprocess.run([script, "stop"], env=environment, check=True, capture_output=True, timeout=60)
 
@@ -70,6 +75,27 @@ def jobs(submit, tmp_path_factory):
             for name in words
         }
         return {name: (folders[name], *job.result()) for name, job in running.items()}
+
+
+def test_only_who_reads_the_token_of_the_run_may_submit(submit, tmp_path):
+    token = submit.folder / "token"
+    secret = token.read_text()
+    assert len(secret) >= 32 and stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(submit.folder.stat().st_mode) == 0o700
+    arguments = [argument for one in psutil.process_iter(["cmdline"]) for argument in one.info["cmdline"] or ()]
+    assert secret not in submit.shown and not [argument for argument in arguments if secret in argument]
+    for guess in ("", "0" * len(secret)):
+        login = f"export HOME={tmp_path} RAY_AUTH_MODE=token RAY_AUTH_TOKEN={guess}"
+        code, output = submit("-c", "pass", login=login)
+        assert code != 0 and "uthentication" in output, output
+
+
+def test_rays_own_folder_lies_in_one_that_nobody_else_may_enter(submit):
+    group, ray_folder = (submit.folder / "state").read_text().split()
+    assert stat.S_IMODE(os.stat(ray_folder).st_mode) == 0o700
+    assert any(ray_folder in " ".join(one.cmdline()) for one in psutil.Process(int(group)).children(recursive=True))
+    doors = listening(int(group))
+    assert len(doors) > 3 and all(is_loopback(address) for _, address in doors), doors
 
 
 def test_a_job_writes_where_it_is_told(jobs):
