@@ -2,13 +2,26 @@
 
 import importlib.metadata
 import json
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from cluster.cluster_files import (
+    ALL_FILES,
+    LAUNCHER_FILES,
+    RAY_FILES,
+    ROOT,
+    UNFILLED,
+    pins,
+    pod_specs,
+    ray_clusters,
+    start_command,
+)
 from cluster.kuberay_schemas import (
     CLUSTER,
     KINDS,
@@ -22,41 +35,6 @@ from cluster.kuberay_schemas import (
 from packaging.requirements import Requirement
 
 import patchcert
-
-ROOT = CLUSTER.parent
-RAY_FILES = ("kuberay-cluster.yaml", "kuberay-job.yaml")
-LAUNCHER_FILES = ("aws.yaml", "gcp.yaml")
-KUBERNETES_FILES = (*RAY_FILES, "mlflow.yaml")
-
-
-def pins():
-    lines = (CLUSTER / "constraints.txt").read_text().splitlines()
-    return {name.lower(): version for name, _, version in (line.partition("==") for line in lines if line[0] != "#")}
-
-
-def ray_clusters():
-    """Every RayCluster specification with the name of its file."""
-    stored = [(name, document["spec"]) for name, document in manifests("RayCluster")]
-    return stored + [(name, document["spec"]["rayClusterSpec"]) for name, document in manifests("RayJob")]
-
-
-def pod_specs(document):
-    """Every pod specification inside a document, wherever it is."""
-    if isinstance(document, dict):
-        if "containers" in document:
-            yield document
-        for value in document.values():
-            yield from pod_specs(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from pod_specs(value)
-
-
-ALL_PODS = [
-    (f"{name}-{index}", pod)
-    for name in KUBERNETES_FILES
-    for index, pod in enumerate(pod for document in documents(name) for pod in pod_specs(document))
-]
 
 
 @pytest.fixture(scope="module")
@@ -128,47 +106,32 @@ def test_ray_clusters_scale_from_zero_and_are_guarded(name, spec):
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
 
 
-@pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=[name for name, _ in ALL_PODS])
-def test_containers_run_as_users_within_limits_and_name_exact_images(name, pod):
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    assert "automountServiceAccountToken" in pod
-    for container in pod["containers"]:
-        security = container["securityContext"]
-        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0
-        assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
-        assert re.fullmatch(r"[\w./-]+:\d[\w.-]+", container["image"]), container["image"]
+def images(text):
+    return re.findall(r"^ *(?:- )?image: *(\S+)", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", KUBERNETES_FILES)
-def test_nothing_is_reachable_from_outside(name):
-    kinds = [document["kind"] for document in documents(name)]
-    assert "NetworkPolicy" in kinds and "Ingress" not in kinds
-    for document in documents(name):
-        if document["kind"] == "Service":
-            assert document["spec"]["type"] == "ClusterIP"
-        if document["kind"] == "NetworkPolicy":
-            assert document["spec"]["policyTypes"] == ["Ingress"] and document["spec"]["podSelector"]["matchLabels"]
-            assert all(rule["from"] for rule in document["spec"]["ingress"])
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_images_are_named_by_digest(name):
+    text = (CLUSTER / name).read_text()
+    assert images(text)
+    for image in images(text):
+        assert re.fullmatch(r"[\w./-]+(:\d[\w.-]*)?@sha256:[0-9a-f]{64}", image), image
+        assert image.endswith(UNFILLED) == image.startswith("registry.example.com/")
 
 
-@pytest.mark.parametrize("name", KUBERNETES_FILES)
-def test_secrets_come_from_kubernetes_secrets_only(name):
-    def values(document):
-        if isinstance(document, dict):
-            if "name" in document and "value" in document:
-                yield document["name"], str(document["value"])
-            for value in document.values():
-                yield from values(value)
-        elif isinstance(document, list):
-            for value in document:
-                yield from values(value)
-
-    found = dict(values(documents(name)))
-    assert not [key for key in found if re.search("PASSWORD|SECRET|TOKEN|KEY|URI", key)]
-    text = json.dumps(documents(name))
-    assert not re.search(r"://[^/\s\"]*:[^/\s\"]*@", text), "credentials in an address"
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_the_documented_command_fills_in_every_digest_and_address(name):
+    variables = {"image": f"registry.of.a.company:5000/team/patchcert@sha256:{'c' * 64}", "api": "10.96.0.1"}
+    command = start_command(name)
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    filled = [image for image in images(done.stdout) if not image.startswith("postgres:")]
+    assert set(filled) == {variables["image"]} and len(images(done.stdout)) == len(images((CLUSTER / name).read_text()))
+    changed = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("#"))
+    assert "registry.example.com" not in changed and UNFILLED not in changed and "192.0.2." not in changed
+    assert ("10.96.0.1/32" in changed) == (name in RAY_FILES)
 
 
 def test_the_tracker_asks_for_a_login_and_a_known_host():
@@ -209,7 +172,8 @@ def test_vm_launcher_files_pass_the_schema_of_ray(name):
     assert head["resources"]["CPU"] == 0 and gpu["resources"]["GPU"] == 1
     assert gpu["min_workers"] == 0 < gpu["max_workers"] <= config["max_workers"]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
-    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    options = config["docker"]["run_options"]
+    assert {"-e RAY_AUTH_MODE=token", "--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(options)
     assert any(target.endswith(".ray/auth_token") for target in config["file_mounts"])
     with pytest.raises(jsonschema.ValidationError):
         validate_config({**config, "max_worker": 3})
@@ -222,28 +186,31 @@ def test_only_ssh_from_named_addresses_reaches_machines_of_aws():
     assert "0.0.0.0/0" not in json.dumps(config)
 
 
+def test_workers_of_the_clouds_have_the_rights_of_storage_only():
+    """The head starts machines; whatever a worker runs may read and write the bucket."""
+    aws, gcp = (yaml.safe_load((CLUSTER / name).read_text())["available_node_types"] for name in LAUNCHER_FILES)
+    head, worker = (aws[name]["node_config"] for name in ("head", "gpu"))
+    assert head["IamInstanceProfile"] == {"Name": "patchcert-head"}
+    assert worker["IamInstanceProfile"] == {"Name": "patchcert-worker"}
+    for machine in (head, worker):
+        assert machine["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+    (head,), (worker,) = (gcp[name]["node_config"]["serviceAccounts"] for name in ("head", "gpu"))
+    assert head["email"].startswith("patchcert-head@") and worker["email"].startswith("patchcert-worker@")
+    assert worker["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
+
+
 def test_image_tags_ray_versions_and_pins_are_one():
     pinned = pins()
     for name, spec in ray_clusters():
         assert spec["rayVersion"] == pinned["ray"], name
-    images = [
-        line
-        for name in RAY_FILES + LAUNCHER_FILES
-        for line in re.findall(r"image: *(\S+)", (CLUSTER / name).read_text())
-    ]
-    assert set(images) == {f"registry.example.com/patchcert:{patchcert.__version__}-ray{pinned['ray']}-gpu"}
-    assert f"image: registry.example.com/patchcert-mlflow:{pinned['mlflow']}" in (CLUSTER / "mlflow.yaml").read_text()
-    assert f"patchcert:{patchcert.__version__}-ray{pinned['ray']}-gpu" in (CLUSTER / "Dockerfile").read_text()
-    assert f"patchcert-mlflow:{pinned['mlflow']}" in (CLUSTER / "Dockerfile").read_text()
-
-
-def test_every_requirement_is_pinned_within_its_range():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [Requirement(text) for text in project["dependencies"]]
-    pinned = pins()
-    assert pinned.keys() == {requirement.name.lower() for requirement in requirements}
-    for requirement in requirements:
-        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+    tags = {
+        f"/patchcert:{patchcert.__version__}-ray{pinned['ray']}": (*RAY_FILES[:1], *LAUNCHER_FILES, "Dockerfile"),
+        f"/patchcert-mlflow:{pins('cluster/mlflow.lock')['mlflow']}": ("mlflow.yaml", "Dockerfile"),
+    }
+    for tag, names in tags.items():
+        kind = tag.partition(":")[0]
+        for name in names:
+            assert set(re.findall(rf"REGISTRY({kind}:[\w.-]+)", (CLUSTER / name).read_text())) == {tag}, name
 
 
 def test_the_pinned_ray_is_the_tested_one():
@@ -265,9 +232,13 @@ class TestDockerfile:
             (current if stages else shared).append((instruction, rest))
         return {"": shared, **stages}
 
-    def test_the_base_is_an_exact_version_and_a_supported_python(self, stages):
-        (base,) = [rest.partition("=")[2] for instruction, rest in stages[""] if instruction == "ARG"]
-        version = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-\w+", base)[1]
+    def test_the_base_is_an_exact_build_of_a_supported_python(self, stages):
+        """A base that is given by tag, or by nothing, is no name of an image: the build does not begin."""
+        (argument,) = [rest for instruction, rest in stages[""] if instruction == "ARG"]
+        assert re.fullmatch(r"BASE_DIGEST=sha256:[0-9a-f]{64}", argument)
+        bases = re.findall(r"^FROM (\S+)", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
+        assert len(bases) == 2 and len(set(bases)) == 1
+        version = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-\w+@\$\{BASE_DIGEST\}", bases[0])[1]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert Requirement(f"python{project['requires-python']}").specifier.contains(version)
         assert stages.keys() == {"", "node", "mlflow"}
@@ -281,14 +252,22 @@ class TestDockerfile:
                 assert instruction not in ("ENV", "ARG") or not re.search("PASSWORD|SECRET|TOKEN|KEY", rest), rest
                 assert "curl" not in rest and "sudo" not in rest
 
-    def test_everything_that_is_installed_is_pinned(self, stages):
-        commands = [rest for stage in stages.values() for instruction, rest in stage if instruction == "RUN"]
-        for command in commands:
-            if "pip install" in command:
-                assert re.search(r"--constraint \S*constraints.txt", command)
-        pinned = pins()
-        for name in re.findall(r'"([\w-]+)(?:\[[\w,]+\])?(?:==[\d.]+)?"', " ".join(commands)):
-            assert name in pinned or re.search(rf'"{name}(\[\w+\])?==\d', " ".join(commands)), name
+    def test_everything_that_is_installed_is_locked(self, stages):
+        expected = {"node": ["requirements.lock", None], "mlflow": ["/mlflow.lock"]}
+        for name, locks in expected.items():
+            commands = [rest.split(" && ")[0] for instruction, rest in stages[name] if instruction == "RUN"]
+            commands = [command.split() for command in commands if "pip install" in command]
+            assert len(commands) == len(locks)
+            for command, lock in zip(commands, locks, strict=True):
+                if lock:
+                    assert command[2:] == ["--require-hashes", "--only-binary", ":all:", "--requirement", lock]
+                else:
+                    assert command[2:] == ["--no-index", "--no-deps", "--no-build-isolation", "."]
+
+    def test_no_other_command_fetches_anything(self, stages):
+        commands = " ".join(rest for stage in stages.values() for instruction, rest in stage if instruction == "RUN")
+        assert commands.count("pip install") == 3
+        assert not re.search(r"\b(apt|apt-get|curl|wget|git|uv|conda|npm)\b|https?:", commands)
 
     def test_the_context_holds_what_is_copied_and_nothing_else(self, stages):
         sources = [
