@@ -88,9 +88,9 @@ def test_pods_reach_storage_and_names_and_no_other_address(name):
             (block, ports) for block, ports in blocks if allows(block, "52.216.0.1") or allows(block, "2600::1")
         ]
         assert len(anywhere) == 2 and all(ports == {("TCP", 443)} for _, ports in anywhere)
-        others = [block for block, _ in blocks if (block, {("TCP", 443)}) not in anywhere]
-        kubernetes = [{"cidr": "192.0.2.1/32"}] if labels.get("ray.io/node-type") == "head" else []
-        assert others == kubernetes
+        others = [one for one in blocks if one not in anywhere]
+        kubernetes = [({"cidr": "192.0.2.1/32"}, {("TCP", 443), ("TCP", 6443)})]
+        assert others == (kubernetes if labels.get("ray.io/node-type") == "head" else [])
         names = [ports for peer, ports in reached if peer.get("podSelector", {}).get("matchLabels") == KUBE_DNS]
         assert names == [{("UDP", 53), ("TCP", 53)}]
 
@@ -119,3 +119,26 @@ def test_pods_reach_the_pods_they_work_with_and_no_others(name):
         for found, _, peer in pods:
             spaces = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}} if found == KUBE_DNS else None
             assert peer.get("namespaceSelector") == spaces
+
+
+@pytest.mark.parametrize("name", KUBERNETES_FILES)
+def test_pods_are_reached_by_the_pods_they_work_with_and_no_others(name):
+    ray = {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "patchcert"}}}
+    tracker = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mlflow"}}}
+    # The operator lives in a namespace of its own.
+    operator = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
+    expected = {
+        "patchcert": [
+            {"from": [ray]},
+            {"from": [operator], "ports": [{"protocol": "TCP", "port": 8265}]},
+        ],
+        "mlflow": [{"from": [ray], "ports": [{"protocol": "TCP", "port": 5000}]}],
+        "mlflow-postgres": [{"from": [tracker], "ports": [{"protocol": "TCP", "port": 5432}]}],
+    }
+    for labels in labels_of_pods(name):
+        kind = labels.get("app.kubernetes.io/name") or labels["app.kubernetes.io/part-of"]
+        found = [rule for spec in policies_of(name, labels) for rule in spec.get("ingress", ())]
+        assert found == expected[kind]
