@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from patchcert.data.class_names import check_class_names, label_map
 from patchcert.data.listings import FileStamp, printable
@@ -22,10 +20,10 @@ from patchcert.data.registry import DatasetSpec
 from patchcert.data.rows import Findings, RowSource, SourceRow, TakenRows, fingerprint
 from patchcert.data.source_files import SourceFiles
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import FileProblem, opened_parquet, parsed_json
 from patchcert.errors import DatasetError
 
 _IMAGE_COLUMNS = ("image", "img")
-_BATCH_ROWS = 32
 
 
 def find_parquet(spec: DatasetSpec, folder: Folder) -> tuple[Folder, dict[str, FileStamp]] | None:
@@ -161,11 +159,10 @@ def inspect_file(folder: Folder, name: str) -> ParquetFile:
     Raises:
         DatasetError: it cannot be read, or has not the columns it needs.
     """
-    with folder.open(name) as stream, readable(folder, name):
-        parquet = pq.ParquetFile(stream)
-        schema = parquet.schema_arrow
-        footer = parquet.metadata
-        group_rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
+    with readable(folder, name), opened_parquet(folder, name) as reader:
+        schema, group_rows = reader.schema, reader.group_rows
+        if reader.num_rows > reader.num_bytes:
+            raise FileProblem(f"its {reader.num_bytes:,} bytes cannot hold the {reader.num_rows:,} images it claims")
     image = next((column for column in _IMAGE_COLUMNS if column in schema.names), None)
     wrong = f"{folder}/{name} has the columns {', '.join(f'{f.name}: {f.type}' for f in schema)}"
     if image is None or "label" not in schema.names:
@@ -176,21 +173,24 @@ def inspect_file(folder: Folder, name: str) -> ParquetFile:
         raise DatasetError(f"{wrong}\n  Its column {image} must be a struct with bytes, or binary.")
     if not pa.types.is_integer(schema.field("label").type):
         raise DatasetError(f"{wrong}\n  Its column label must hold integers, the class indices.")
+    has_ids = "image_id" in schema.names
+    if has_ids and not _is_name(schema.field("image_id").type):
+        raise DatasetError(f"{wrong}\n  Its column image_id must hold text or integers, the names of the images.")
     return ParquetFile(
         name=name,
         group_rows=group_rows,
         image_column=image,
         has_bytes_struct=is_struct,
         has_paths=is_struct and image_type.get_field_index("path") >= 0,
-        has_ids="image_id" in schema.names,
-        class_names=_hub_class_names(schema.metadata or {}),
+        has_ids=has_ids,
+        class_names=_hub_class_names(reader.key_values),
     )
 
 
 def _hub_class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
     """The names that hubs write beside the columns, in label order; None if there are none."""
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = parsed_json(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     if isinstance(names, dict):  # as dataset cards list them: the label as text, and its name
@@ -262,8 +262,8 @@ class _ParquetRows:
         return np.concatenate(parts)
 
     def _column(self, file: ParquetFile, column: str) -> pa.ChunkedArray:
-        with self._folder.open(file.name) as stream, readable(self._folder, file.name):
-            return pq.ParquetFile(stream).read(columns=[column]).column(0)
+        with readable(self._folder, file.name), opened_parquet(self._folder, file.name) as reader:
+            return reader.read([column]).column(0)
 
     def _generated_id(self, row: int) -> str:
         return f"{self._prefix}/{row:06d}"
@@ -289,11 +289,10 @@ class _ParquetRows:
         columns = [f"{file.image_column}.bytes" if file.has_bytes_struct else file.image_column, "label"]
         columns += [f"{file.image_column}.path"] if file.has_paths else []
         columns += ["image_id"] if file.has_ids else []
-        with self._folder.open(file.name) as stream, readable(self._folder, file.name):
-            parquet = pq.ParquetFile(stream)
+        with readable(self._folder, file.name), opened_parquet(self._folder, file.name) as reader:
             for group in groups.tolist():
                 start = int(bounds[group])
-                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+                for batch in reader.batches(columns, groups=[group]):
                     first, last = np.searchsorted(rows, (start, start + batch.num_rows))
                     if first < last:
                         yield from self._rows_of(index, batch, start, rows[first:last] - start)
@@ -334,6 +333,11 @@ def _translated(labels_N: np.ndarray, translation: np.ndarray | None) -> np.ndar
     return np.where(is_label_N, translation[np.where(is_label_N, labels_N, 0)], labels_N)
 
 
+def _is_name(data_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
+    return any(is_kind(data_type) for is_kind in kinds)
+
+
 def _is_binary(data_type: pa.DataType) -> bool:
     return bool(
         pa.types.is_binary(data_type)
@@ -348,7 +352,7 @@ def readable(folder: Folder, name: str) -> Iterator[None]:
     """Turn pyarrow's complaint about a damaged file into one that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetError(
             f"{folder}/{name} is no readable Parquet file: {error}\n  Download or make this file again."
         ) from error

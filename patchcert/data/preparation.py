@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from patchcert import __version__
 from patchcert.data.audit import audit_source
@@ -34,12 +33,13 @@ from patchcert.data.shards import ShardTask, Spread, in_threads, shard_note
 from patchcert.data.sources import open_source
 from patchcert.data.splits import SplitRows, SplitSources, find_split
 from patchcert.data.storage import Folder, write_error
-from patchcert.data.untrusted import read_json
+from patchcert.data.untrusted import opened_parquet, read_json
 from patchcert.errors import DatasetError, ResourceError
 
 PLAN_FILE = "preparation.json"
 QUARANTINE_FILE = "quarantine.parquet"
 CONVERTED_FILE = "converted.parquet"
+_ROWS_AT_A_TIME = 1_000
 
 
 def prepare(
@@ -335,8 +335,8 @@ def _finish(work: _Work, files: list[str], tokens: list[str], source_files: dict
         shards.append(note["shard"])
         quarantined += note["quarantined"]
         converted += note.get("converted", [])  # shards begun by an earlier version have no such list
-        with folder.open(file) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=["label", "row_sha256"]):
+        with opened_parquet(folder, file) as reader:
+            for batch in reader.batches(["label", "row_sha256"], batch_rows=_ROWS_AT_A_TIME):
                 images_per_class_K += np.bincount(batch.column("label"), minlength=len(images_per_class_K))
                 digest.update(b"".join(batch.column("row_sha256").to_pylist()))
     num_rows = sum(shard.num_rows for shard in shards)

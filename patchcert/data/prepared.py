@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from patchcert.data.storage import Folder
-from patchcert.data.untrusted import read_json
+from patchcert.data.untrusted import opened_parquet, read_json
 from patchcert.errors import DatasetError, ResourceError
 
 DATASET_FILE = "dataset.json"
@@ -289,19 +288,22 @@ class PreparedDataset:
                 continue
             try:
                 # Mapping would cost a page fault for every 4 KiB, more than reading and copying them.
-                with self.folder.open(shard.file, mapped=False) as stream:
-                    parquet = pq.ParquetFile(stream)
-                    if (parquet.metadata.num_rows, parquet.num_row_groups) != (shard.num_rows, shard.num_row_groups):
+                with opened_parquet(self.folder, shard.file, mapped=False) as reader:
+                    reader.require(self._column_types())
+                    if (reader.num_rows, len(reader.group_rows)) != (shard.num_rows, shard.num_row_groups):
                         raise _damaged(self.folder, f"{shard.file} holds other rows than {DATASET_FILE} lists")
                     for group in range(low // self.rows_per_group, (high - 1) // self.rows_per_group + 1):
                         base = group * self.rows_per_group
-                        # One column holds nearly all bytes: threads would only pass it around.
-                        table = parquet.read_row_group(group, columns=_COLUMNS, use_threads=False)
+                        table = reader.read_group(group, _COLUMNS)
                         first = max(low - base, 0)
                         num_rows = min(high - base, table.num_rows) - first
                         yield shard, shard_row + base + first, table.slice(first, num_rows)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise _damaged(self.folder, f"{shard.file} cannot be read: {error}") from error
+
+    def _column_types(self) -> dict[str, pa.DataType]:
+        image = pa.binary(self._image_bytes) if self.storage == "raw" else pa.binary()
+        return {"image_id": pa.string(), "label": pa.int64(), "image": image, "row_sha256": pa.binary(32)}
 
     def _fill(self, images_NHWC: np.ndarray, column: pa.ChunkedArray, shard: Shard) -> None:
         start = 0

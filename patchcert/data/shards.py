@@ -26,6 +26,7 @@ from patchcert.data.registry import DatasetSpec, dataset_names, dataset_spec
 from patchcert.data.rows import SourceRow
 from patchcert.data.splits import TakenSplitRows
 from patchcert.data.storage import Folder
+from patchcert.data.untrusted import opened_parquet, parsed_json
 from patchcert.errors import DatasetError, ImageError, ResourceError
 from patchcert.interruption import blocked
 
@@ -326,13 +327,13 @@ def shard_note(folder: Folder, file: str, token: str) -> dict[str, Any] | None:
     if not folder.exists(file):
         return None
     try:
-        with folder.open(file) as stream:
-            footer = pq.ParquetFile(stream).metadata
-            note = json.loads((footer.metadata or {}).get(_SHARD_KEY, b"{}"))
-            size = stream.size()
+        with opened_parquet(folder, file) as reader:
+            note = parsed_json(reader.key_values.get(_SHARD_KEY, b"{}"))
     except (pa.ArrowException, OSError, ValueError):
         return None
     if note.get("token") != token:
         return None
-    shard = Shard(file=file, num_rows=footer.num_rows, num_row_groups=footer.num_row_groups, num_bytes=size)
+    shard = Shard(
+        file=file, num_rows=reader.num_rows, num_row_groups=len(reader.group_rows), num_bytes=reader.num_bytes
+    )
     return {**note, "shard": shard}

@@ -110,7 +110,7 @@ class ParquetReader:
             written_out = []
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 is_dictionary = pa.types.is_dictionary(column.type)
-                if is_dictionary and (num_bytes := _written_bytes(column)) > _DECODED_FLOOR:
+                if is_dictionary and (num_bytes := _written_bytes(column)) > self._most_decoded:
                     raise self._too_large(f"its column {name}", num_bytes)
                 written_out.append(column.dictionary_decode() if is_dictionary else column)
             yield pa.RecordBatch.from_arrays(written_out, names=batch.schema.names)
