@@ -13,6 +13,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from jobs.small_jobs import is_loopback, listening
 
@@ -109,6 +111,106 @@ class TestNothingFromStorageIsRun:
         vote_table.write(next(name for name in vote_table.files() if name.startswith("part-")), payload)
         with pytest.raises(PatchcertError, match="is damaged"):
             VoteTable.open(vote_table).read_part(0)
+
+
+# Reading Parquet, Arrow or JSON files in any other way goes around the checks of data/untrusted.py.
+GUARDED = {
+    "ParquetFile", "ParquetDataset", "read_table", "read_metadata", "read_schema", "read_pandas", "read_parquet",
+    "read_feather", "open_file", "open_stream", "RecordBatchFileReader", "dataset",
+}  # fmt: skip
+GUARD, ARROW_NAMES = "data/untrusted.py", ("pq", "pa", "pd", "pandas", "pyarrow", "parquet", "feather", "ds")
+
+
+def unguarded_reads(source):
+    """Names of the calls in a source text that read a table, or the JSON of a file, without the guard."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        base, _, last = name.rpartition(".")
+        if last in GUARDED and base.split(".")[0] in (
+            "pq",
+            "pa",
+            "pd",
+            "pandas",
+            "pyarrow",
+            "parquet",
+            "feather",
+            "ds",
+        ):
+            yield name
+        if name == "json.load" or (name == "json.loads" and ".read(" in ast.unparse(node.args[0])):
+            yield name
+
+
+class TestTablesOfOthers:
+    """With ray.data loaded, which registers an extension type whose values are pickles."""
+
+    @pytest.fixture
+    def pickled(self, tmp_path):
+        """A column of Ray's pickled objects that leave a mark when they are read, in all depths."""
+        import ray.data  # noqa: F401
+        from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+        mark = tmp_path / "mark"
+        inner = ArrowPythonObjectArray.from_objects([_Payload(str(mark)), _Payload(str(mark))])
+        yield {
+            "column": inner,
+            "struct": pa.StructArray.from_arrays([inner], ["x"]),
+            "list": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), inner),
+        }
+        assert not mark.exists(), "a pickle from storage was loaded"
+
+    @pytest.mark.parametrize("depth", ["column", "struct", "list"])
+    def test_a_source_is_refused_by_file_and_column(self, depth, pickled, tmp_path):
+        from patchcert.data import DataConfig, prepare
+
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        images = pa.array([{"bytes": b"x"}] * 2)
+        table = pa.table({"image": images, "label": [0, 1], "image_id": pickled[depth]})
+        for split in ("train", "test"):
+            pq.write_table(table, folder / f"{split}-00000.parquet")
+        config = DataConfig(dataset="folder", source=str(folder), class_names=("a", "b"), validation_size=0)
+        with pytest.raises(DatasetError, match=r"train-00000.parquet .*column image_id holds the extension type ray"):
+            prepare(config, (8, 8), tmp_path / "out")
+
+    @pytest.mark.parametrize("depth", ["column", "struct", "list"])
+    def test_a_prepared_shard_is_refused_by_file_and_column(self, depth, pickled, prepared_digits, tmp_path):
+        folder = tmp_path / "test"
+        shutil.copytree(prepared_digits["test"].folder.path(), folder)
+        shard = prepared_digits["test"].shards[0]
+        table = pq.read_table(folder / shard.file).slice(0, 2)
+        changed = table.set_column(0, "image_id", pickled[depth])
+        pq.write_table(changed, folder / shard.file)
+        record = json.loads((folder / "dataset.json").read_text())
+        record["shards"][0] |= {"num_bytes": (folder / shard.file).stat().st_size}
+        (folder / "dataset.json").write_text(json.dumps(record))
+        with pytest.raises(DatasetError, match=r"shard-00000.* column image_id holds the extension type ray"):
+            PreparedDataset.open(folder).read(0, 1)
+
+    @pytest.mark.parametrize("depth", ["column", "struct", "list"])
+    def test_a_vote_part_is_refused_by_file_and_column(self, depth, pickled, vote_table):
+        from patchcert.votes.table import part_problem
+
+        name = next(name for name in vote_table.files() if name.startswith("part-"))
+        table = pq.read_table(vote_table.path(name)).slice(0, 2)
+        pq.write_table(table.set_column(0, "image_id", pickled[depth]), vote_table.path(name))
+        assert "column image_id holds the extension type ray" in part_problem(vote_table, name, {}, (0, 2))
+        with pytest.raises(PatchcertError, match=rf"{name} is damaged .*column image_id holds the extension type ray"):
+            VoteTable.open(vote_table).read_part(0)
+
+    def test_the_package_opens_tables_and_json_in_one_place(self):
+        found = {
+            (path.relative_to(PACKAGE).as_posix(), name)
+            for path in PACKAGE.rglob("*.py")
+            for name in unguarded_reads(path.read_text())
+        }
+        assert {place for place, _ in found} <= {GUARD}
+
+    @pytest.mark.parametrize("source", ["pq.read_table(f)", "pd.read_parquet(f)", "json.loads(folder.read('x'))"])
+    def test_the_search_finds_other_ways(self, source):
+        assert list(unguarded_reads(source))
 
 
 class TestNamesStayInTheirFolder:

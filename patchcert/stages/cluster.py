@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import ipaddress
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -29,9 +31,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_worker_niceness": "0",
 }
-# A Ray of our own needs no token, and is to be reached from this machine alone. The second variable is meant for
-# machines whose firewall asks about every open port; it is the only one that keeps all of Ray on the loopback address.
-_EMBEDDED_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Meant for machines whose firewall asks about every open port; it is the only variable that keeps all of Ray on the
+# loopback address. Ray reads it when it is imported.
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _QUIET_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -65,10 +67,15 @@ def set_environment(*, embedded: bool, verbose: bool) -> None:
     """Sets the defaults that Ray reads when it is imported; what the user has set stays.
 
     Args:
-        embedded: Ray will run inside this process tree: without tokens, on the loopback address.
+        embedded: Ray will run inside this process tree: on the loopback address, behind a random token that only this
+            process and those it starts know. Without it any user of the machine could run tasks as this one.
         verbose: leave Ray's messages on.
     """
-    defaults = _ENVIRONMENT | (_EMBEDDED_ENVIRONMENT if embedded else {}) | ({} if verbose else _QUIET_ENVIRONMENT)
+    defaults = _ENVIRONMENT | ({} if verbose else _QUIET_ENVIRONMENT)
+    if embedded:
+        defaults |= {_LOOPBACK: "0", "RAY_AUTH_MODE": "token"}
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -163,7 +170,22 @@ def _start(ray: Any, address: str, options: dict[str, Any], verbose: bool, over:
         if not _is_failed_start(failures[0], ray):
             raise failures[0]
         raise _start_error(address, failures[0]) from None
+    if not is_remote and not is_on_loopback(gcs := ray.get_runtime_context().gcs_address):
+        ray.shutdown()
+        raise ResourceError(
+            f"Ray listens on {gcs}, where other machines can reach it: it was imported before this package could keep "
+            f"it on this machine.\n  Set {_LOOPBACK}=0 before Python starts, or import ray after the first run."
+        )
     _calm_ray_data(verbose)
+
+
+def is_on_loopback(address: str) -> bool:
+    """Whether an address, host:port, can be reached from its own machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_answers(address: str) -> None:
