@@ -24,6 +24,7 @@ from patchcert.data.storage import Folder, masked
 from patchcert.errors import DatasetError, PatchcertError, ResourceError
 from patchcert.models.checkpoint import load_checkpoint, save_checkpoint
 from patchcert.provenance import environment
+from patchcert.stages.cluster import is_on_loopback
 from patchcert.tracking import TrackingConfig, publish, ui_command
 from patchcert.votes import VoteTable
 from patchcert.workspace import Workspace
@@ -286,26 +287,80 @@ class TestSecretsStaySecret:
 
 
 class TestNothingListensBeyondLoopback:
+    EMBEDDED = (
+        "import sys\n"
+        "{before}\n"
+        "from patchcert.stages.cluster import connected\n"
+        "from patchcert.stages.resources import Resources\n"
+        "with connected(Resources()) as ray:\n"
+        "    assert ray.get(ray.remote(lambda: 1).remote()) == 1\n"
+        "    print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()\n"
+    )
+
+    def start(self, tmp_path, before="", **variables):
+        """A process with an embedded Ray, started with the variables of a user who has set none for Ray."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return subprocess.Popen(
+            [sys.executable, "-c", self.EMBEDDED.format(before=before)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=ours | {"HOME": str(tmp_path)} | variables,
+        )  # fmt: skip
+
     @pytest.mark.ray
-    def test_an_embedded_ray(self):
-        script = (
-            "import sys\n"
-            "from patchcert.stages.cluster import connected\n"
-            "from patchcert.stages.resources import Resources\n"
-            "with connected(Resources()) as ray:\n"
-            "    ray.get(ray.remote(lambda: 1).remote())\n"
-            "    print('ready', flush=True); sys.stdin.read()\n"
-        )
-        variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
-        )
+    def test_an_embedded_ray_that_was_imported_before(self, tmp_path):
+        """As in a notebook: Ray has read its variables before this package could set them."""
+        process = self.start(tmp_path, before="import ray")
         try:
-            assert process.stdout.readline() == "ready\n"
+            assert is_on_loopback(process.stdout.readline().strip())
             assert listening(process.pid), "Ray always listens somewhere"
             assert all(is_loopback(address) for _, address in listening(process.pid))
+            assert not (tmp_path / ".ray").exists(), "the token is kept nowhere"
         finally:
             process.communicate("", timeout=60)
+
+    @pytest.mark.slow
+    @pytest.mark.ray
+    def test_an_embedded_ray_runs_no_task_of_another_user(self, tmp_path):
+        process = self.start(tmp_path)
+        try:
+            address = process.stdout.readline().strip()
+            assert all(is_loopback(address) for _, address in listening(process.pid))
+            task = (
+                f"import ray; ray.init(address='{address}', log_to_driver=False)\n"
+                "print('TASK', ray.get(ray.remote(lambda: 1).remote()))"
+            )
+            stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+            stranger |= {"HOME": str(tmp_path / "stranger"), "RAY_AUTH_MODE": "token"}
+            # The owner's token shows that the task itself would have run.
+            assert self._runs(task, stranger | {"RAY_AUTH_TOKEN": self._token_of(process.pid)})
+            assert not self._runs(task, stranger | {"RAY_AUTH_TOKEN": "ab" * 32})
+        finally:
+            process.communicate("", timeout=60)
+
+    @staticmethod
+    def _token_of(process):
+        """The token, from the environment of Ray's own processes: that of the driver shows what it was started with."""
+        import psutil
+
+        tokens = [child.environ().get("RAY_AUTH_TOKEN") for child in psutil.Process(process).children(recursive=True)]
+        return next(token for token in tokens if token)
+
+    @staticmethod
+    def _runs(task, variables):
+        """Whether a program runs its task; Ray may try for minutes before it gives up, a task takes seconds."""
+        process = subprocess.Popen([sys.executable, "-c", task], stdout=subprocess.PIPE, text=True, env=variables)
+        try:
+            return "TASK" in process.communicate(timeout=45)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return "TASK" in process.communicate()[0]
+
+    @pytest.mark.parametrize(
+        ("address", "expected"),
+        [("127.0.0.1:1", True), ("[::1]:1", True), ("localhost:1", True), ("10.0.0.7:1", False), ("0.0.0.0:1", False)],
+    )
+    def test_which_addresses_are_on_loopback(self, address, expected):
+        assert is_on_loopback(address) == expected
 
     def test_the_pages_of_the_tracker(self, tmp_path, empty_store):
         shutil.copy(empty_store, tmp_path / "mlflow.db")

@@ -73,7 +73,10 @@ def set_environment(*, embedded: bool, verbose: bool) -> None:
     """
     defaults = _ENVIRONMENT | ({} if verbose else _QUIET_ENVIRONMENT)
     if embedded:
-        defaults |= {_LOOPBACK: "0", "RAY_AUTH_MODE": "token"}
+        defaults[_LOOPBACK] = "0"
+        if "ray" not in sys.modules:
+            # A Ray that has been imported has decided already, for tokens as well, and would not hear of it.
+            defaults["RAY_AUTH_MODE"] = "token"
         if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():
@@ -118,6 +121,9 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
         # Ray passes its own chatter on to the driver; the package's records of the workers stay in their log files.
         options["configure_logging"] = True
     if address == "local":
+        if os.environ.get(_LOOPBACK) == "0":
+            # Whoever imported ray before, as in a notebook, had it read the variable too early.
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     over = threading.Event()
     try:
@@ -173,8 +179,7 @@ def _start(ray: Any, address: str, options: dict[str, Any], verbose: bool, over:
     if not is_remote and not is_on_loopback(gcs := ray.get_runtime_context().gcs_address):
         ray.shutdown()
         raise ResourceError(
-            f"Ray listens on {gcs}, where other machines can reach it: it was imported before this package could keep "
-            f"it on this machine.\n  Set {_LOOPBACK}=0 before Python starts, or import ray after the first run."
+            f"Ray listens on {gcs}, where other machines can reach it.\n  Set {_LOOPBACK}=0 before Python starts."
         )
     _calm_ray_data(verbose)
 
