@@ -330,7 +330,12 @@ class TestNothingListensBeyondLoopback:
                 "print('TASK', ray.get(ray.remote(lambda: 1).remote()))"
             )
             stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-            stranger |= {"HOME": str(tmp_path / "stranger"), "RAY_AUTH_MODE": "token"}
+            # Without the last one Ray would look for the owner at an address where nobody listens.
+            stranger |= {
+                "HOME": str(tmp_path / "stranger"),
+                "RAY_AUTH_MODE": "token",
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            }
             # The owner's token shows that the task itself would have run.
             assert self._runs(task, stranger | {"RAY_AUTH_TOKEN": self._token_of(process.pid)})
             assert not self._runs(task, stranger | {"RAY_AUTH_TOKEN": "ab" * 32})
