@@ -39,6 +39,8 @@ def test_containers_have_the_writable_folders_they_need_and_no_others(name, pod)
             "postgres": {"/tmp", "/var/run/postgresql", "/var/lib/postgresql/data"},
         }
         assert writable == expected[container["name"]]
+        read_only = {"mlflow": {"/etc/mlflow"}, "postgres": {"/docker-entrypoint-initdb.d"}}
+        assert {mount["mountPath"] for mount in mounts} - writable == read_only.get(container["name"], set())
         for mount in mounts:
             if mount["mountPath"] != "/var/lib/postgresql/data":  # a claim of the stateful set
                 volume = volumes[mount["name"]]
