@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from patchcert.console import Terminal
 from patchcert.data.registry import dataset_spec
 from patchcert.data.storage import Folder
-from patchcert.errors import PatchcertError, RecipeError
+from patchcert.errors import CheckpointError, PatchcertError, RecipeError
 from patchcert.pipeline import Pipeline, RunOptions
 from patchcert.readiness import Stage, check_stages
 from patchcert.recipes import Recipe
@@ -130,6 +130,10 @@ class SuiteRun:
             stages: tuple[Stage, ...] = ("vote", "study") if name in self._given else ("train", "vote", "study")
             try:
                 check_stages(recipe, stages, self.workspace, self.options.resources)
+            except CheckpointError as error:
+                # A model that lies damaged in the work folder stops its own experiment, not the others.
+                if name in self._given:
+                    raise CheckpointError(f"{name}: {error}") from None
             except PatchcertError as error:
                 raise type(error)(f"{name}: {error}") from None
         if out is not None:
