@@ -32,7 +32,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy(patchcert):
 def test_every_command_of_the_help_exists_and_explains_itself(here):
     out, _ = here("--help")
     commands = [line.split()[0] for line in out.split("commands\n")[1].split("\n\n")[0].splitlines()]
-    assert len(commands) == 12
+    assert len(commands) == 14
     for command in commands:
         recipe = ["column4-digits"] if command in ("prepare", "train", "vote", "study", "variance", "run") else []
         if command not in ("list", "show"):

@@ -203,27 +203,33 @@ def broken(num_input_channels, view_size, num_classes):
 class TestOwnNetworks:
     @pytest.fixture(autouse=True)
     def module(self, tmp_path, monkeypatch):
-        (tmp_path / "own_networks.py").write_text(OWN_NETWORKS)
-        (tmp_path / "own_broken_networks.py").write_text("def (:\n")
+        (tmp_path / "their_networks.py").write_text(OWN_NETWORKS)
+        (tmp_path / "their_broken_networks.py").write_text("def (:\n")
         monkeypatch.syspath_prepend(tmp_path)
 
     def test_are_built_by_name(self):
-        network = build("own_networks:linear", 6, (5, 7), 4)
+        network = build("their_networks:linear", 6, (5, 7), 4)
         assert weight_shapes(network) == [(4, 6 * 5 * 7)]
 
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("own_networks:one_class_too_many", r"returns \(2, 5\) for two views; logits of shape \(2, 4\) are needed"),
-            ("own_networks:pair", r"returns tuple for two views; logits of shape \(2, 4\) are needed"),
-            ("own_networks:no_module", "returned str, not a torch.nn.Module"),
-            ("own_networks:fussy", "cannot read views of 5x7 with 6 channels: 'only on Sundays'\n"),
-            ("own_networks:broken", "ZeroDivisionError: one over nothing.\n  Name a function on the Python path"),
-            ("own_networks:wrong_arguments", r"TypeError: .*\n.*takes \(num_input_channels, view_size, num_classes\)"),
-            ("own_networks:missing", "AttributeError: .*'missing'"),
-            ("own_networks:", "cannot build 'own_networks:'"),
+            (
+                "their_networks:one_class_too_many",
+                r"returns \(2, 5\) for two views; logits of shape \(2, 4\) are needed",
+            ),
+            ("their_networks:pair", r"returns tuple for two views; logits of shape \(2, 4\) are needed"),
+            ("their_networks:no_module", "returned str, not a torch.nn.Module"),
+            ("their_networks:fussy", "cannot read views of 5x7 with 6 channels: 'only on Sundays'\n"),
+            ("their_networks:broken", "ZeroDivisionError: one over nothing.\n  Name a function on the Python path"),
+            (
+                "their_networks:wrong_arguments",
+                r"TypeError: .*\n.*takes \(num_input_channels, view_size, num_classes\)",
+            ),
+            ("their_networks:missing", "AttributeError: .*'missing'"),
+            ("their_networks:", "cannot build 'their_networks:'"),
             ("own_netwrks:linear", "ModuleNotFoundError: No module named 'own_netwrks'"),
-            ("own_broken_networks:linear", "SyntaxError"),
+            ("their_broken_networks:linear", "SyntaxError"),
             (".relative:linear", "cannot build '.relative:linear'"),
             (":linear", "cannot build ':linear'"),
         ],
