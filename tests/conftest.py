@@ -1,6 +1,7 @@
 """What all tests share: an environment set before anything is imported, real images, and small trained models."""
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
@@ -71,7 +72,9 @@ class TrainedModel:
     epochs: list
 
 
-def _train(views, classifier_config, dataset, **settings):
+def _train(trained_folder, views, classifier_config, dataset, **settings):
+    """Trains once for all processes of a test run: the first one trains, the others read what it kept."""
+    import filelock
     import torch
 
     from patchcert.models.checkpoint import initial_classifier
@@ -93,19 +96,38 @@ def _train(views, classifier_config, dataset, **settings):
     classifier = initial_classifier(
         classifier_config, views, dataset.num_channels, dataset.num_classes, seed=training.seed
     )
-    trainer = Trainer(classifier, training, open_feed(dataset, training), torch.device("cpu"))
-    epochs = [trainer.run_epoch() for _ in range(training.epochs)]
+    name = hashlib.sha256(repr((views, classifier_config, training)).encode()).hexdigest()[:16]
+    kept = trained_folder / f"{name}.pt"
+    with filelock.FileLock(f"{kept}.lock"):
+        if kept.exists():
+            # Written a moment ago by a process of this very test run.
+            state, epochs = torch.load(kept, weights_only=False)
+            classifier.load_state_dict(state)
+        else:
+            trainer = Trainer(classifier, training, open_feed(dataset, training), torch.device("cpu"))
+            epochs = [trainer.run_epoch() for _ in range(training.epochs)]
+            torch.save((classifier.state_dict(), epochs), kept)
     classifier.eval().requires_grad_(False)
     return TrainedModel(classifier=classifier, training=training, epochs=epochs)
 
 
 @pytest.fixture(scope="session")
-def column_digits(prepared_digits):
+def trained_folder(tmp_path_factory, worker_id):
+    """Where the processes of one test run keep the models that they trained for each other."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "trained"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def column_digits(trained_folder, prepared_digits):
     """Column smoothing of the digits: bands of width 4, the small network of DRS."""
     from patchcert.geometry import BandViews
     from patchcert.models.config import ClassifierConfig
 
     return _train(
+        trained_folder,
         BandViews(image_size=(32, 32), width=4),
         ClassifierConfig(network="drs-mnist-cnn", width=0.25),
         prepared_digits["train"],
@@ -114,13 +136,14 @@ def column_digits(prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def crop_digits(prepared_digits):
+def crop_digits(trained_folder, prepared_digits):
     """Randomized cropping of the digits: every second 16x16 crop, a narrow ResNet9 and positional encoding."""
     from patchcert.geometry import CropViews
     from patchcert.models.config import ClassifierConfig
     from patchcert.views.encoding import EncodingConfig
 
     return _train(
+        trained_folder,
         CropViews(image_size=(32, 32), crop_size=16, stride=2),
         ClassifierConfig(network="resnet9", width=0.125, encoding=EncodingConfig(removed="cut", positional_bound=0.1)),
         prepared_digits["train"],
@@ -129,13 +152,14 @@ def crop_digits(prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def one_pass_bands_digits(prepared_digits):
+def one_pass_bands_digits(trained_folder, prepared_digits):
     """Column bands of width 4 read by a narrow network that scores all of them in one pass, as it was trained."""
     from patchcert.geometry import BandViews
     from patchcert.models.config import ClassifierConfig
     from patchcert.views.encoding import EncodingConfig
 
     return _train(
+        trained_folder,
         BandViews(image_size=(32, 32), width=4),
         ClassifierConfig(network="band-network", width=0.25, encoding=EncodingConfig(removed="cut", coordinates=True)),
         prepared_digits["train"],
@@ -146,13 +170,14 @@ def one_pass_bands_digits(prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def one_pass_crops_digits(prepared_digits):
+def one_pass_crops_digits(trained_folder, prepared_digits):
     """Crops of 12x12 across the seam, every second one, read by a narrow network that scores all in one pass."""
     from patchcert.geometry import CropViews
     from patchcert.models.config import ClassifierConfig
     from patchcert.views.encoding import EncodingConfig
 
     return _train(
+        trained_folder,
         CropViews(image_size=(32, 32), crop_size=12, domain="wrap", stride=2),
         ClassifierConfig(network="crop-network", width=0.25, encoding=EncodingConfig(removed="cut", coordinates=True)),
         prepared_digits["train"],

@@ -80,7 +80,12 @@ def counts_of(votes, num_classes):
     return (votes[..., None] == np.arange(num_classes)).sum(axis=1)
 
 
-@pytest.fixture(scope="module", params=DEFENSES)
+# Relatives of those that stay: the other axis, several bands or blocks in place of one, another network in one pass.
+_SLOW = ("row", "rows", "blocks", "bandnetrow", "blocknet", "vitband", "cropnet")
+_PARAMS = [pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else []) for name in DEFENSES]
+
+
+@pytest.fixture(scope="module", params=_PARAMS)
 def defended(request, prepared_digits):
     """A classifier of the defense, trained for a few epochs on real digits of 32x32."""
     defense = DEFENSES[request.param]

@@ -27,6 +27,7 @@ def test_the_test_split_starts_with_the_images_of_the_files(shared, tmp_path, na
     assert test.num_channels == channels and batch.image_ids[299] == f"{name}/test/000299"
 
 
+@pytest.mark.slow
 def test_all_of_mnist_has_its_known_counts(shared, tmp_path):
     prepared = prepare(DataConfig(dataset="mnist"), None, tmp_path, splits=["train", "validation", "test"])
     assert [data.num_rows for data in prepared.values()] == [55_000, 5_000, 10_000]

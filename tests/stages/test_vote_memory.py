@@ -32,6 +32,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the most memory that a process held is read from /proc")
 def test_memory_of_an_actor_does_not_depend_on_the_number_of_images(tmp_path):
     recipe = find_recipe("crop16-digits")
