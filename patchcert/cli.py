@@ -30,7 +30,7 @@ commands
   variance RECIPE      draw random crops 200 times: how certified accuracy scatters between draws
   run RECIPE           prepare, train, vote and study in one go, skipping what is there
   report FOLDER ...    one report over several studies
-  verify FOLDER ...    compare all bytes of prepared images with their digests
+  verify FOLDER ...    compare images, models, votes and studies with the digests written beside them
   publish FOLDER ...   send studies to the tracker (again); repeating is safe
   ui                   show the tracker's pages on this machine
   doctor               check the machine, the libraries and the folders, with advice

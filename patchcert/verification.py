@@ -1,6 +1,6 @@
 """Finds what lies in folders and checks its bytes against the digests that were written with it.
 
-Each kind of folder is known by one file in it. A new kind (vote tables, checkpoints, studies) is one line in ``KINDS``.
+Each kind of folder is known by one file in it. Digests find damage; whoever forges a folder can write them anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from patchcert.data.prepared import DATASET_FILE, PreparedDataset
 from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError, PatchcertError
+from patchcert.votes import VoteTable
+from patchcert.votes.table import SUCCESS
 
 # A work folder holds data/<dataset>/<split>.
 _MOST_LEVELS = 3
@@ -54,7 +56,39 @@ def _prepared_split(folder: Folder) -> str:
     return f"{dataset.num_rows:,} images, digest {dataset.digest[:12]}"
 
 
-KINDS = (Kind(name="prepared split", marker=DATASET_FILE, check=_prepared_split),)
+def _vote_table(folder: Folder) -> str:
+    table = VoteTable.open(folder)
+    for index in range(table.num_parts):
+        table.read_part(index)
+    return f"{table.num_images:,} images in {table.num_parts} parts, model {table.identity['model'][:12]}"
+
+
+def _checkpoint(folder: Folder) -> str:
+    from patchcert.models.checkpoint import verify_checkpoint
+
+    return f"weights and record, digest {verify_checkpoint(folder)[:12]}"
+
+
+def _study(folder: Folder) -> str:
+    from patchcert.studies.results import StudyResult
+
+    study = StudyResult.open(folder)
+    return f"{len(study.files)} files; {len(study.answers)} answers follow from {study.subject.num_images:,} images"
+
+
+def _variance(folder: Folder) -> str:
+    from patchcert.studies.variance_results import VarianceResult
+
+    return f"{len(VarianceResult.open(folder).files)} files"
+
+
+KINDS = (
+    Kind(name="prepared split", marker=DATASET_FILE, check=_prepared_split),
+    Kind(name="vote table", marker=SUCCESS, check=_vote_table),
+    Kind(name="study", marker="summary.json", check=_study),
+    Kind(name="variance study", marker="variance.json", check=_variance),
+    Kind(name="checkpoint", marker="config.json", check=_checkpoint),
+)
 
 
 def verify(locations: Iterable[str]) -> Iterator[Verified]:

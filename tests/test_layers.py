@@ -22,11 +22,11 @@ LAYERS = (
     ("models",),
     ("prediction", "training"),
     ("attacks",),
-    ("provenance", "workspace", "defenses", "process", "listening", "next_commands", "verification"),
+    ("provenance", "workspace", "defenses", "process", "listening", "next_commands"),
     ("trained_models",),
     ("studies",),
     ("tracking", "stages", "recipes", "console"),
-    ("readiness",),
+    ("readiness", "verification"),
     ("suites", "pipeline"),
     (
         "suite_run",

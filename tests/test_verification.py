@@ -61,3 +61,47 @@ def test_folders_of_nothing_known_are_refused(tmp_path, capsys):
     with pytest.raises(DatasetError, match="nowhere is missing"):
         list(verify([str(tmp_path / "nowhere")]))
     assert main(["verify"]) == 2 and "at least one folder" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def kinds(column_digits, tmp_path_factory):
+    """A vote table, a checkpoint and a study, by the words that a check of each says."""
+    from studies import simulated
+
+    from patchcert.data.storage import Folder
+    from patchcert.models.checkpoint import save_checkpoint
+
+    root = tmp_path_factory.mktemp("kinds")
+    study = simulated.column_study()
+    simulated.write_table(root / "votes" / "table", study.views, study.part, [(0, 200), (200, 300)])
+    save_checkpoint(column_digits.classifier, Folder(root / "models" / "recipe" / "key"), {"recipe": "column4-digits"})
+    simulated.write(study, root / "studies" / "study")
+    return root
+
+
+def test_votes_models_and_studies_are_checked_too(kinds, capsys):
+    found = {item.kind: item for item in verify([str(kinds)])}
+    assert set(found) == {"vote table", "checkpoint", "study"}
+    assert not any(item.problem for item in found.values())
+    assert found["vote table"].checked.startswith("300 images in 2 parts, model cdcdcdcdcdcd")
+    assert "answers follow from 300 images" in found["study"].checked
+    assert main(["verify", str(kinds / "studies"), str(kinds / "models")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("votes/table/part-00001-of-00002.parquet", "vote table"),
+        ("votes/table/_SUCCESS.json", "vote table"),
+        ("models/recipe/key/*.safetensors", "checkpoint"),
+        ("studies/study/per_image.parquet", "study"),
+        ("studies/study/report.html", "study"),
+    ],
+)
+def test_damage_of_every_kind_is_named(kinds, file, kind, tmp_path):
+    shutil.copytree(kinds, tmp_path / "copy")
+    (path,) = (tmp_path / "copy").glob(file)
+    spoil(path)
+    problems = {item.kind: item.problem for item in verify([str(tmp_path / "copy")]) if item.problem}
+    assert set(problems) == {kind}
+    assert path.name in problems[kind] or "was changed after it was written" in problems[kind]
