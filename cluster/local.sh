@@ -45,7 +45,8 @@ read_state() {
 
 # True while a process of our group works in our temporary folder. A number alone may belong to another process by now.
 runs() {
-  ps -A -o pgid= -o uid= -o args= | awk -v group="$group" -v user="$(id -u)" -v folder="$temporary" \
+  # Wide: a terminal's width in COLUMNS would cut the arguments off before the folder.
+  ps -A -ww -o pgid= -o uid= -o args= | awk -v group="$group" -v user="$(id -u)" -v folder="$temporary" \
     '$1 == group && $2 == user && index($0, folder) { found = 1 } END { exit !found }'
 }
 

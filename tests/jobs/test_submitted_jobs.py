@@ -31,6 +31,8 @@ def submit(tmp_path_factory):
         | {
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             "PATCHCERT_RAY_FOLDER": str(folder),
+            # The width of a terminal must not hide from the script which processes are its own.
+            "COLUMNS": "80",
         }
     )
     environment.pop("RAY_ADDRESS", None)
@@ -51,7 +53,8 @@ def submit(tmp_path_factory):
 
     run.folder, run.shown = folder, started.stdout + started.stderr + shown.stdout + shown.stderr
     yield run
-    subprocess.run([script, "stop"], env=environment, check=True, capture_output=True, timeout=60)
+    stopped = subprocess.run([script, "stop"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (stopped.returncode, stopped.stdout) == (0, "stopped\n"), "the cluster is left running"
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "vote", "study", "pipeline"])
