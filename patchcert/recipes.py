@@ -1,4 +1,4 @@
-"""Named complete runs: a name such as column4-cifar10 in, dataset, defense, training and questions out. No torch."""
+"""Named complete runs: what a name such as column4-cifar10 fixes of dataset, defense, training and questions. No torch."""
 
 import dataclasses
 import difflib

@@ -1,4 +1,4 @@
-"""A suite in; its models trained side by side, its votes and studies, and one report over all of them out."""
+"""Runs a suite: trains its models side by side, votes, answers its studies, and reports over all of them."""
 
 import dataclasses
 import queue

@@ -1,4 +1,4 @@
-"""Studies in, the tables and drawings of a closer look at their images out."""
+"""Makes the tables and drawings of a closer look at the images of studies."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Studies and their figures in, one report as Markdown and as a single HTML file out."""
+"""Writes one report over studies and their figures, as Markdown and as a single HTML file."""
 
 import base64
 import dataclasses

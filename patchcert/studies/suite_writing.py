@@ -1,4 +1,4 @@
-"""Studies of a suite, a paper's tables and figures in, one folder with report, tables and figures out."""
+"""Writes the folder of a suite: its report, and the tables and figures of its paper."""
 
 import base64
 import dataclasses

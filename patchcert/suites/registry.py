@@ -1,4 +1,4 @@
-"""What a suite is, and its registry: a name in; experiments, tables and figures of a paper out. No torch, no pandas."""
+"""What a suite is: the experiments, tables and figures of a paper, found by name. No torch, no pandas."""
 
 import dataclasses
 import difflib
