@@ -1,4 +1,4 @@
-"""Named complete runs: what a name such as column4-cifar10 fixes of dataset, defense, training and questions. No torch."""
+"""Named complete runs: what a name such as column4-cifar10 fixes of data, defense, training and questions. No torch."""
 
 import dataclasses
 import difflib
