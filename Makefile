@@ -17,8 +17,10 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest $(IN_TWO) -m "not slow and not ray"
 	$(BIN)/python -m pytest $(IN_ONE) -m "not slow and ray"
 
-# End-to-end runs of every defense, suites, broken images, the tracker in a browser.
+# All examples of the properties, end-to-end runs of every defense, suites, broken images, the tracker in a browser.
+PROPERTIES := $(addprefix tests/,certificates geometry models views votes)
 test-slow: $(VENV)/installed
+	PATCHCERT_EXAMPLES=all $(BIN)/python -m pytest $(IN_TWO) -m "not slow and not ray" $(PROPERTIES)
 	$(BIN)/python -m pytest $(IN_ONE) -m slow --timeout 900
 
 # Kills actors, nodes, drivers and servers.

@@ -161,7 +161,7 @@ def one_pass_bands_digits(trained_folder, prepared_digits):
     return _train(
         trained_folder,
         BandViews(image_size=(32, 32), width=4),
-        ClassifierConfig(network="band-network", width=0.25, encoding=EncodingConfig(removed="cut", coordinates=True)),
+        ClassifierConfig(network="band-network", width=0.125, encoding=EncodingConfig(removed="cut", coordinates=True)),
         prepared_digits["train"],
         views_per_image=0,
         batch_size=32,
@@ -183,7 +183,7 @@ def one_pass_crops_digits(trained_folder, prepared_digits):
         prepared_digits["train"],
         views_per_image=0,
         batch_size=32,
-        epochs=3,
+        epochs=2,
     )
 
 

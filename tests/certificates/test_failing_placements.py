@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from oracles import incidence_by_pixels, placement_pixels
 from view_set_cases import patches_inside, view_sets
@@ -17,7 +18,7 @@ def margin_at(votes_VK, hit_V, num_classes):
     return min(kept[predicted] - kept[rival] - hit_V.sum() - (rival < predicted) for rival in rivals)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.data())
 def test_a_placement_fails_iff_its_affected_views_can_make_a_rival_win(data):
     views, pixels = data.draw(view_sets(max_height=5, max_width=5))

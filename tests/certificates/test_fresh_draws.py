@@ -6,7 +6,8 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import incidence_by_pixels, placement_pixels, winner
 from view_set_cases import patches_inside, view_sets
@@ -15,8 +16,8 @@ from patchcert.certificates import CertificateError, certify_fresh_draw, certify
 from patchcert.certificates.draw_laws import losing_probability, losing_probability_bound
 from patchcert.geometry import BandViews, CropViews, DrawnViews, Patch
 
-CASES = settings(derandomize=True, deadline=None, max_examples=400)
-FEW_CASES = settings(derandomize=True, deadline=None, max_examples=250)
+CASES = examples(400)
+FEW_CASES = examples(250)
 
 
 def losing_by_fractions(num_for, num_against, ties_lose, num_views, num_draws, replacement):

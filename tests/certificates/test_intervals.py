@@ -3,12 +3,13 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.certificates import CertificateError, wilson_interval
 
-CASES = settings(derandomize=True, deadline=None, max_examples=200)
+CASES = examples(200)
 
 
 @CASES

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.certificates import (
@@ -15,7 +16,7 @@ from patchcert.certificates import (
 )
 from patchcert.geometry import BandViews, Patch
 
-CASES = settings(derandomize=True, deadline=None, max_examples=300)
+CASES = examples(300)
 VIEWS = BandViews(image_size=(4, 6), width=2)
 PATCH = Patch(height=2, width=1)
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.certificates import (
@@ -15,7 +16,7 @@ from patchcert.certificates import (
 )
 from patchcert.geometry import CropViews, Patch
 
-CASES = settings(derandomize=True, deadline=None, max_examples=300)
+CASES = examples(300)
 CIFAR = CropViews(image_size=(32, 32), crop_size=(10, 10))
 CIFAR_WRAP = CropViews(image_size=(32, 32), crop_size=(10, 10), domain="wrap")
 IMAGENET = CropViews(image_size=(224, 224), crop_size=(80, 80))

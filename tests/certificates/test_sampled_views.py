@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.certificates import CertificateError, certify_sampled, clopper_pearson_lower
 from patchcert.geometry import BandViews, Patch, PixelViews
 
-CASES = settings(derandomize=True, deadline=None, max_examples=300)
+CASES = examples(300)
 
 
 @CASES

@@ -5,7 +5,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import (
     any_votes,
@@ -32,8 +33,8 @@ from patchcert.certificates import (
 )
 from patchcert.geometry import BandViews, BlockViews, CellViews, CropViews, Patch
 
-CASES = settings(derandomize=True, deadline=None, max_examples=1000)
-SOME_CASES = settings(derandomize=True, deadline=None, max_examples=400)
+CASES = examples(1000)
+SOME_CASES = examples(400)
 
 
 @st.composite

@@ -5,13 +5,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.errors import GeometryError
 from patchcert.geometry import Patch
 
-CASES = settings(derandomize=True, deadline=None, max_examples=200)
+CASES = examples(200)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from oracles import incidence_by_pixels, placement_pixels
 from view_set_cases import patches_inside, view_sets
@@ -13,7 +14,7 @@ from view_set_cases import patches_inside, view_sets
 from patchcert.errors import GeometryError
 from patchcert.geometry import BandViews, BlockViews, CellViews, CropViews, GridViews, Patch, view_set_from_identity
 
-CASES = settings(derandomize=True, deadline=None, max_examples=600)
+CASES = examples(600)
 
 
 @CASES

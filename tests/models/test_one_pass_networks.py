@@ -1,6 +1,7 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from view_set_cases import view_sets
 
@@ -104,7 +105,7 @@ def test_photos_at_network_size_get_the_scores_and_votes_of_views_alone(views, p
 
 
 @given(view_sets(max_height=9, max_width=10, kinds=("valid", "wrap", "block", "column", "row")), st.integers(1, 3))
-@settings(max_examples=40)
+@examples(40)
 def test_one_pass_is_exact_for_any_grid_of_crops_and_bands(case, channels):
     assert_equal_scores(classifier_for(case[0], channels, width=0.05))
 
@@ -130,7 +131,7 @@ def test_nothing_outside_a_view_reaches_its_score(views):
 
 
 @given(st.integers(1, 130), st.integers(1, 20))
-@settings(max_examples=200)
+@examples(200)
 def test_layers_span_exactly_the_window(length, stride):
     """Oracle: the pixels that the first two positions read, by following the taps."""
     first, second = {0}, {1}

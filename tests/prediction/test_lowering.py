@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from view_set_cases import view_sets
@@ -101,7 +102,7 @@ def test_published_networks_share_their_first_layers():
 
 
 @given(view_sets(max_height=9, max_width=10), st.integers(1, 3), st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_each_distinct_position_is_computed_once_and_right(case, channels, data):
     """Oracle: the layers on each view alone, bit-for-bit the same positions."""
     views, _ = case

@@ -16,4 +16,12 @@ def crop_study():
 def results(tmp_path_factory, column_study, crop_study):
     """Result folders of both studies; tests only read them."""
     folder = tmp_path_factory.mktemp("studies")
-    return [simulated.write(column_study, folder / "column"), simulated.write(crop_study, folder / "crop")]
+    studies = {"column": column_study, "crop": crop_study}
+    return [simulated.write(study, folder / name, drawn=True) for name, study in studies.items()]
+
+
+@pytest.fixture
+def blank_figures():
+    """Reports of this test are written with blank figures."""
+    with simulated.blank_figures():
+        yield

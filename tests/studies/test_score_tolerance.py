@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from oracles import (
     ballots_of,
@@ -85,7 +86,7 @@ def answered(scores_NVK, threshold, tolerance):
     return asked, answer_part(part, VIEWS, asked).columns
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(list(THRESHOLDS)), st.sampled_from([0.0, 0.5, 1.0, 2.5, 4.0]))
 def test_certified_means_however_the_doubtful_votes_fall(seed, threshold, units):
     scores_NVK = near_threshold_scores(seed, threshold)
@@ -102,7 +103,7 @@ def test_certified_means_however_the_doubtful_votes_fall(seed, threshold, units)
     assert columns[f"prediction/{asked[0].ballot_key}"].tolist() == plain
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(list(THRESHOLDS)))
 def test_score_margins_are_the_last_unit_at_which_the_verdict_holds(seed, threshold):
     scores_NVK = near_threshold_scores(seed, threshold)

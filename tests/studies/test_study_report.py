@@ -108,6 +108,7 @@ def test_names_are_escaped(tmp_path, column_study):
     assert "b" not in page.tags and "i" not in page.tags and "<b>a|b<i>" in page.text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_other_images_and_quarantine_are_warned_of(tmp_path, column_study, results):
     subject = dataclasses.replace(
         column_study.subject, defense="other", split="validation", split_digest="ef" * 32, num_quarantined=4

@@ -51,10 +51,10 @@ def test_per_image_rows_give_the_answers_again_and_stay_small(results, crop_stud
 
 
 def test_equal_input_gives_equal_bytes_but_for_run_json(tmp_path, column_study, results):
-    again = simulated.write(column_study, tmp_path / "again", run=results[0].run)
+    again = simulated.write(column_study, tmp_path / "again", run=results[0].run, drawn=True)
     first, second = contents(results[0].folder), contents(again.folder)
     assert first == second
-    other = simulated.write(column_study, tmp_path / "other", run={"study_seconds": 99})
+    other = simulated.write(column_study, tmp_path / "other", run={"study_seconds": 99}, drawn=True)
     changed = {name for name, data in contents(other.folder).items() if first[name] != data}
     assert changed == {"run.json", "report.html", "report.md", "summary.json"}, (
         "what shows the run, and names its digest"
@@ -100,7 +100,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path, column_stud
 
 
 def test_a_result_on_an_object_store_is_the_one_on_a_disk(tmp_path, results, column_study):
-    stored = simulated.write(column_study, object_store(tmp_path), run=results[0].run)
+    stored = simulated.write(column_study, object_store(tmp_path), run=results[0].run, drawn=True)
     assert not stored.folder.is_local and contents(stored.folder) == contents(results[0].folder)
     opened = StudyResult.open(stored.folder)
     pd.testing.assert_frame_equal(opened.answers, results[0].answers)
@@ -185,6 +185,7 @@ def test_report_over_one_study_twice_is_refused(tmp_path, results):
         write_report(tmp_path / "report", [])
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_studies_of_one_recipe_are_told_apart_by_what_differs(tmp_path, results, column_study):
     config = dataclasses.replace(column_study.config, seed=1)
     identity = results[0].identity | {"study": dataclasses.asdict(config)}
@@ -216,6 +217,7 @@ def test_studies_of_one_recipe_are_told_apart_by_what_differs(tmp_path, results,
     assert list(dict.fromkeys(answers["defense"])) == three
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_report_command_takes_studies_of_one_recipe_and_shows_copies_once(tmp_path, results, column_study, capsys):
     config = dataclasses.replace(column_study.config, seed=1)
     identity = results[0].identity | {"study": dataclasses.asdict(config)}

@@ -3,7 +3,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from view_set_cases import view_sets
@@ -76,7 +77,7 @@ def cutting_cases(draw):
 
 
 @given(cutting_cases())
-@settings(max_examples=150)
+@examples(150)
 def test_views_are_what_a_slow_loop_over_pixels_cuts(case):
     views, pixels_of_view, encoding, images_NCHW, views_Bn = case
     channels = images_NCHW.shape[1]
@@ -96,7 +97,7 @@ def test_views_are_what_a_slow_loop_over_pixels_cuts(case):
 
 
 @given(cutting_cases())
-@settings(max_examples=50)
+@examples(50)
 def test_views_shared_by_a_batch_are_the_views_of_each_image(case):
     views, _, encoding, images_NCHW, views_Bn = case
     cutter = ViewCutter(views, encoding, images_NCHW.shape[1])
@@ -217,7 +218,7 @@ class TestPositionalEncoding:
         assert not list(without.parameters())
 
     @given(st.integers(0, 2**32), st.floats(-1e6, 1e6))
-    @settings(max_examples=50)
+    @examples(50)
     def test_is_bounded_to_its_share_of_the_input_range(self, seed, scale):
         cutter = ViewCutter(self.VIEWS, self.ENCODING, 2)
         noise = torch.randn(2, 10, 13, generator=torch.Generator().manual_seed(seed))

@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchcert.data.sealed import sealed_bytes
@@ -111,7 +112,7 @@ def tables(draw):
 
 
 @given(tables())
-@settings(max_examples=60)
+@examples(60)
 def test_tables_survive_the_round_trip(tmp_path_factory, case):
     views, scores_NVK, score_floor, rows_per_part = case
     folder = Folder(tmp_path_factory.mktemp("votes"))
@@ -130,7 +131,7 @@ def test_tables_survive_the_round_trip(tmp_path_factory, case):
 
 
 @given(tables(), st.one_of(st.floats(0, 1), st.sampled_from([0.1, 0.2, 0.3, 0.5, 1.0])))
-@settings(max_examples=150)
+@examples(150)
 def test_thresholds_are_answered_exactly_or_refused(case, threshold):
     _, scores_NVK, score_floor, _ = case
     part = part_of(scores_NVK, score_floor)
@@ -149,7 +150,7 @@ def test_thresholds_are_answered_exactly_or_refused(case, threshold):
 
 
 @given(tables())
-@settings(max_examples=50)
+@examples(50)
 def test_scores_are_given_back_as_stored_and_none_below_the_floor(case):
     _, scores_NVK, score_floor, _ = case
     part = part_of(scores_NVK, score_floor)
