@@ -1,15 +1,19 @@
 """Images and view numbers in, logits of a vision transformer out that leaves out patches a view removes entirely."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import VisionTransformer
 
 from patchcert.errors import ModelError
 from patchcert.models.vision_transformer import SmallVisionTransformer
+
+if TYPE_CHECKING:
+    from torchvision.models import VisionTransformer
 
 # Without gradients, views are scored so many tokens at a time: enough for full speed, and a bound on the memory.
 _TOKENS_PER_PASS = {"cpu": 4096, "cuda": 2**17}
@@ -128,6 +132,8 @@ def drop_tokens(network: nn.Module, views: Any, name: str) -> TokenDroppingTrans
     Raises:
         ModelError: the network has no tokens.
     """
+    from torchvision.models import VisionTransformer
+
     if not isinstance(network, (VisionTransformer, SmallVisionTransformer)):
         raise ModelError(
             f"classifier: encoding removed='drop' leaves out tokens, but {name!r} has none.\n"

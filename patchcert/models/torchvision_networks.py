@@ -1,11 +1,12 @@
-"""torchvision classifiers with their first layer widened for encoded views, and ResNet18 for 32x32 inputs."""
+"""torchvision classifiers with their first layer widened for encoded views, and ResNet18 for 32x32 inputs.
+
+torchvision takes as long to import as torch itself, so only networks made of its parts load it.
+"""
 
 import difflib
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from patchcert.errors import ModelError
 from patchcert.models.config import ClassifierConfig
@@ -18,6 +19,8 @@ def resnet18_small(
 
     Source: Levine & Feizi 2020, appendix (CIFAR-10 base classifier, 6 input channels).
     """
+    from torchvision.models.resnet import BasicBlock
+
     if config.dropout:
         raise ModelError(f"classifier: dropout {config.dropout} has no effect on resnet18-small.\n  Leave it at 0.")
     widths = [max(1, round(size * config.width)) for size in (64, 128, 256, 512)]
@@ -41,7 +44,9 @@ def resnet18_small(
 
 def torchvision_names() -> list[str]:
     """Names of torchvision's classifiers."""
-    return torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    return models.list_models(module=models)
 
 
 def torchvision_network(
@@ -62,6 +67,8 @@ def torchvision_network(
         ModelError: unknown name, a view size that the network refuses, weights that cannot be fetched, or no first
             convolution to widen.
     """
+    from torchvision import models
+
     name = config.network.partition(":")[2]
     known = torchvision_names()
     if name not in known:
@@ -73,7 +80,7 @@ def torchvision_network(
         options |= {"aux_logits": False, "init_weights": True}
     if config.pretrained:
         try:
-            network = torchvision.models.get_model(name, weights="DEFAULT")
+            network = models.get_model(name, weights="DEFAULT")
         except OSError as error:
             raise ModelError(
                 f"classifier: the published weights of {name} cannot be fetched: {error}.\n"
@@ -82,7 +89,7 @@ def torchvision_network(
         _replace_last_linear(network, name, num_classes)
     else:
         try:
-            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+            network = models.get_model(name, weights=None, num_classes=num_classes, **options)
         except (AssertionError, ValueError) as error:
             raise ModelError(
                 f"classifier: torchvision's {name} cannot read views of {view_size[0]}x{view_size[1]}: {error}\n"

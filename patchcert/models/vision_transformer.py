@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torchvision.models.vision_transformer import Encoder
 
 from patchcert.errors import ModelError
 from patchcert.models.config import ClassifierConfig
@@ -26,6 +25,8 @@ class SmallVisionTransformer(nn.Module):
             num_layers: blocks of attention and perceptron.
             head: from the class token to logits.
         """
+        from torchvision.models.vision_transformer import Encoder
+
         super().__init__()
         channels = _HEAD_CHANNELS * num_heads
         num_patches = (image_size[0] // _PATCH) * (image_size[1] // _PATCH)

@@ -1,7 +1,6 @@
 """uint8 images in, randomly moved, mirrored and recoloured images out, each its own way."""
 
 import torch
-from torchvision.transforms import v2
 
 from patchcert.training.config import TrainingConfig
 
@@ -39,6 +38,8 @@ def augment(images_BCHW: torch.Tensor, config: TrainingConfig, generator: torch.
 
 
 def _trivially_augmented(images_BCHW: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    from torchvision.transforms import v2
+
     operation = v2.TrivialAugmentWide()
     changed_B = (torch.rand(len(images_BCHW), generator=generator) < share).tolist()
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
