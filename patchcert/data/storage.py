@@ -224,14 +224,15 @@ class Folder:
         final = self.path(name)
         parent, base = os.path.split(final)
         temporary = os.path.join(parent, f".{base}.{writer_mark()}.{uuid.uuid4().hex[:8]}.tmp")
+        # The name is known before the file is there: an interruption at any moment finds what to remove.
+        raw = None
         try:
-            os.makedirs(parent, exist_ok=True)
-            raw = open(temporary, "wb")
-        except OSError as error:
-            raise write_error(location, error) from error
-        try:
-            sink = _Sink(raw, location)
-            yield sink  # type: ignore[misc]
+            try:
+                os.makedirs(parent, exist_ok=True)
+                raw = open(temporary, "wb")
+            except OSError as error:
+                raise write_error(location, error) from error
+            yield _Sink(raw, location)  # type: ignore[misc]
             try:
                 raw.flush()
                 os.fsync(raw.fileno())
@@ -241,7 +242,8 @@ class Folder:
                 raise write_error(location, error) from error
         except BaseException:
             with contextlib.suppress(OSError):
-                raw.close()
+                if raw is not None:
+                    raw.close()
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise

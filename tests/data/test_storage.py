@@ -58,6 +58,21 @@ def test_empty_files_can_be_opened(folder):
         assert stream.read() == b""
 
 
+def test_an_interruption_while_the_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    real_open = open
+
+    def interrupted(path, mode="r", **options):
+        file = real_open(path, mode, **options)
+        if mode == "wb":
+            raise KeyboardInterrupt
+        return file
+
+    monkeypatch.setattr("builtins.open", interrupted)
+    with pytest.raises(KeyboardInterrupt), Folder(tmp_path).writer("part"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(folder):
     folder.write("part", b"old")
     with pytest.raises(ZeroDivisionError), folder.writer("part") as sink:
