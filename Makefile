@@ -9,13 +9,11 @@ demo: $(VENV)/installed
 	$(BIN)/patchcert demo
 
 # Tests never run in the process that reports: one that ends its own is named there, and the run fails.
-IN_TWO := -n 2 --dist loadfile --max-worker-restart 0
+IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 IN_ONE := -n 1 --max-worker-restart 0
 
-# Two processes, then one for all that uses Ray, whose servers need the machine for themselves.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(IN_TWO) -m "not slow and not ray"
-	$(BIN)/python -m pytest $(IN_ONE) -m "not slow and ray"
+	$(BIN)/python -m pytest $(IN_TWO)
 
 # All examples of the properties, end-to-end runs of every defense, suites, broken images, the tracker in a browser.
 PROPERTIES := $(addprefix tests/,certificates geometry models views votes)

@@ -72,7 +72,7 @@ class TrainedModel:
     epochs: list
 
 
-def _train(trained_folder, views, classifier_config, dataset, **settings):
+def _train(shared_folder, views, classifier_config, dataset, **settings):
     """Trains once for all processes of a test run: the first one trains, the others read what it kept."""
     import filelock
     import torch
@@ -97,7 +97,7 @@ def _train(trained_folder, views, classifier_config, dataset, **settings):
         classifier_config, views, dataset.num_channels, dataset.num_classes, seed=training.seed
     )
     name = hashlib.sha256(repr((views, classifier_config, training)).encode()).hexdigest()[:16]
-    kept = trained_folder / f"{name}.pt"
+    kept = shared_folder / f"{name}.pt"
     with filelock.FileLock(f"{kept}.lock"):
         if kept.exists():
             # Written a moment ago by a process of this very test run.
@@ -112,22 +112,22 @@ def _train(trained_folder, views, classifier_config, dataset, **settings):
 
 
 @pytest.fixture(scope="session")
-def trained_folder(tmp_path_factory, worker_id):
-    """Where the processes of one test run keep the models that they trained for each other."""
+def shared_folder(tmp_path_factory, worker_id):
+    """Where the processes of one test run keep what they made for each other."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "trained"
+    folder = (base if worker_id == "master" else base.parent) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def column_digits(trained_folder, prepared_digits):
+def column_digits(shared_folder, prepared_digits):
     """Column smoothing of the digits: bands of width 4, the small network of DRS."""
     from patchcert.geometry import BandViews
     from patchcert.models.config import ClassifierConfig
 
     return _train(
-        trained_folder,
+        shared_folder,
         BandViews(image_size=(32, 32), width=4),
         ClassifierConfig(network="drs-mnist-cnn", width=0.25),
         prepared_digits["train"],
@@ -136,14 +136,14 @@ def column_digits(trained_folder, prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def crop_digits(trained_folder, prepared_digits):
+def crop_digits(shared_folder, prepared_digits):
     """Randomized cropping of the digits: every second 16x16 crop, a narrow ResNet9 and positional encoding."""
     from patchcert.geometry import CropViews
     from patchcert.models.config import ClassifierConfig
     from patchcert.views.encoding import EncodingConfig
 
     return _train(
-        trained_folder,
+        shared_folder,
         CropViews(image_size=(32, 32), crop_size=16, stride=2),
         ClassifierConfig(network="resnet9", width=0.125, encoding=EncodingConfig(removed="cut", positional_bound=0.1)),
         prepared_digits["train"],
@@ -152,14 +152,14 @@ def crop_digits(trained_folder, prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def one_pass_bands_digits(trained_folder, prepared_digits):
+def one_pass_bands_digits(shared_folder, prepared_digits):
     """Column bands of width 4 read by a narrow network that scores all of them in one pass, as it was trained."""
     from patchcert.geometry import BandViews
     from patchcert.models.config import ClassifierConfig
     from patchcert.views.encoding import EncodingConfig
 
     return _train(
-        trained_folder,
+        shared_folder,
         BandViews(image_size=(32, 32), width=4),
         ClassifierConfig(network="band-network", width=0.125, encoding=EncodingConfig(removed="cut", coordinates=True)),
         prepared_digits["train"],
@@ -170,14 +170,14 @@ def one_pass_bands_digits(trained_folder, prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def one_pass_crops_digits(trained_folder, prepared_digits):
+def one_pass_crops_digits(shared_folder, prepared_digits):
     """Crops of 12x12 across the seam, every second one, read by a narrow network that scores all in one pass."""
     from patchcert.geometry import CropViews
     from patchcert.models.config import ClassifierConfig
     from patchcert.views.encoding import EncodingConfig
 
     return _train(
-        trained_folder,
+        shared_folder,
         CropViews(image_size=(32, 32), crop_size=12, domain="wrap", stride=2),
         ClassifierConfig(network="crop-network", width=0.25, encoding=EncodingConfig(removed="cut", coordinates=True)),
         prepared_digits["train"],
@@ -188,12 +188,17 @@ def one_pass_crops_digits(trained_folder, prepared_digits):
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
+def empty_store(shared_folder):
     """A database file with MLflow's tables; making one takes seconds, copying it does not."""
+    import filelock
+
     from patchcert.tracking import Tracker
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    Tracker(f"sqlite:///{path}")
+    path, making = shared_folder / "mlflow.db", shared_folder / "making.db"
+    with filelock.FileLock(f"{path}.lock"):
+        if not path.exists():
+            Tracker(f"sqlite:///{making}")
+            making.rename(path)
     return path
 
 
@@ -229,11 +234,22 @@ def ray_cluster():
     ray.shutdown()
 
 
-_STARTS_RAY = {"ray_cluster", "finished", "submit"}
+_SHARE_RAY = {"ray_cluster", "finished"}
+_START_RAY = {"submit"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks what uses these fixtures; a test that starts a Ray of its own in another way carries the mark itself."""
+    """Marks the tests that use Ray, and says which tests belong to one process of a run in several.
+
+    All that share one Ray do, and come first, because they take longest; the others belong together file by file. A
+    test that starts a Ray of its own in another way carries the mark itself.
+    """
+    groups = {}
     for item in items:
-        if _STARTS_RAY & set(item.fixturenames):
+        shared = bool(_SHARE_RAY & set(item.fixturenames))
+        if shared or _START_RAY & set(item.fixturenames):
             item.add_marker(pytest.mark.ray)
+        groups[item] = "ray" if shared else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: (groups[item] != "ray", item.get_closest_marker("ray") is None))

@@ -97,7 +97,7 @@ def test_damaged_model_is_noticed_and_written_again_once_deleted(trained, small_
     assert again.digest == model.digest and again.epochs == [] and not again.reused
 
 
-@pytest.mark.parametrize("epochs_left", [0, 1])
+@pytest.mark.parametrize("epochs_left", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_run_whose_list_of_checkpoints_was_cut_off_goes_on(trained, small_recipe, prepared, workspace, epochs_left):
     """Ray writes the list in place, so a driver may die in the middle of it."""
     from patchcert.stages.train import train
