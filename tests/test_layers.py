@@ -146,12 +146,31 @@ def run_python(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120)
 
 
-@pytest.mark.parametrize("module", LIGHT_MODULES)
-def test_light_modules_load_no_heavy_library(module):
-    program = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+def first_to_load(modules, libraries):
+    """Which of some modules, imported one after the other, loads the first of some libraries: "module: library"."""
+    program = f"""
+import importlib, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+    if loaded := [name for name in {libraries!r} if name in sys.modules]:
+        sys.exit(print(f"{{module}}: {{loaded}}"))
+"""
     done = run_python("-c", program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+    return done.stdout.strip()
+
+
+def test_light_modules_load_no_heavy_library():
+    assert first_to_load(LIGHT_MODULES, HEAVY) == ""
+    assert first_to_load(["patchcert.geometry", "patchcert.models.classifier"], ["torch"]).startswith(
+        "patchcert.models"
+    )
+
+
+def test_torchvision_is_loaded_only_by_networks_that_are_made_of_its_parts():
+    """It loads torch's compiler, which takes as long as all the rest of torch."""
+    modules = ["patchcert.training.loop", "patchcert.models.networks", "patchcert.stages.vote_worker"]
+    assert first_to_load(modules, ["torchvision", "torch._dynamo"]) == ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "column4-cifar10"], ["no-such-command"]])

@@ -51,7 +51,8 @@ def shown(monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_what_the_output_cannot_show_is_replaced(study, tmp_path, shown, encoding):
-    code, out, err = shown(encoding, "report", study, "--out", tmp_path / "größe_研究")
+    with simulated.blank_figures():
+        code, out, err = shown(encoding, "report", study, "--out", tmp_path / "größe_研究")
     assert code == 0 and b"placement" in out
     assert "größe_研究/report.html".encode(encoding, "replace") in err
     assert "score ≥ 0.3" in next(tmp_path.glob("*/report.html")).read_text(encoding="utf-8")

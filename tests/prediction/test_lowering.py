@@ -90,12 +90,12 @@ def test_scores_are_those_of_the_network(views, network, removed, settings):
 
 
 def test_published_networks_share_their_first_layers():
-    crops = classifier_of(CropViews(image_size=(32, 32), crop_size=10), "resnet9", "cut", 3)
-    bands = classifier_of(BandViews(image_size=(32, 32), width=4), "resnet18-small", "null", 3)
+    crops = classifier_of(CropViews(image_size=(32, 32), crop_size=10), "resnet9", "cut", 3, width=0.125)
+    bands = classifier_of(BandViews(image_size=(32, 32), width=4), "resnet18-small", "null", 3, width=0.125)
     for classifier, least in ((crops, 5), (bands, 12)):
         assert lowered(classifier, MEMORY).num_shared_layers >= least
         twice = classifier_of(
-            classifier.views, classifier.config.network, classifier.config.encoding.removed, 3, members=2
+            classifier.views, classifier.config.network, classifier.config.encoding.removed, 3, width=0.125, members=2
         )
         assert lowered(twice, MEMORY).num_shared_layers >= least
         assert lowered(classifier, 1000).num_shared_layers == 0, "memory is a bound"

@@ -135,14 +135,14 @@ class TestRandomness:
     @pytest.mark.parametrize("sampling", ["image", "batch"])
     def test_views_are_drawn_uniformly(self, prepared_digits, sampling):
         """Pitfall 7: in training too."""
-        dataset = prepared_digits["train"]
-        training = TrainingConfig(epochs=4, batch_size=20, views_per_image=3, view_sampling=sampling)
+        dataset = prepared_digits["validation"]
+        training = TrainingConfig(epochs=8, batch_size=20, views_per_image=6, view_sampling=sampling)
         trainer = trainer_of(dataset, training, dataclasses.replace(CNN, width=0.02), BANDS)
         drawn = []
         trainer.classifier.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[1]))
-        for _ in range(4):
+        for _ in range(8):
             trainer.run_epoch()
-        assert {tuple(views_Bn.shape) for views_Bn in drawn} == {(20 if sampling == "image" else 1, 3)}
+        assert {tuple(views_Bn.shape) for views_Bn in drawn} == {(20 if sampling == "image" else 1, 6)}
         counts = np.bincount(torch.cat(drawn).flatten().numpy(), minlength=BANDS.num_views)
         assert len(counts) == BANDS.num_views
         assert chisquare(counts).pvalue > 1e-4
