@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from studies import simulated
+from studies.pages import assert_closed
 
 from patchcert.certificates import wilson_interval
 from patchcert.errors import StudyError
@@ -263,7 +264,8 @@ def test_folder_holds_report_tables_and_figures_and_repeats_to_the_same_bytes(re
         frame["certified_difference"], frame["certified_measured"] - frame["certified_reported"], atol=1e-12
     )
     html = (folder / "report.html").read_text()
-    assert "http" not in re.sub(r"data:[^\"]*", "", html) and "<script" not in html
+    assert re.findall(r"url\(|@import|https?://", re.sub(r"data:[^\"]*", "", html)) == []
+    assert_closed(html)
     first_screen = html.partition("<nav>")[0]
     assert "of 40 images" in first_screen and "Attacked" in first_screen and LOST in first_screen
     assert "Quick edition" in first_screen and "one-pass networks" in first_screen

@@ -1,42 +1,16 @@
 import dataclasses
-import html.parser
 import re
 
 import pytest
 from studies import simulated
+from studies.pages import Page, assert_closed
 
 from patchcert.geometry import CropViews
 from patchcert.studies import StudyConfig, StudyResult, first_settings, write_report
+from patchcert.studies.closer_writing import CloserLook
 from patchcert.studies.headline import strongest_theorem
+from patchcert.studies.report import render
 from patchcert.studies.wording import patch_words
-
-
-class Page(html.parser.HTMLParser):
-    """Tags, attributes and text of a page; complains about tags that are closed in the wrong order."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.words, self._open = [], [], [], []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +41,29 @@ def test_html_is_self_contained_and_has_no_script(report):
     text = (report / "report.html").read_text(encoding="utf-8")
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert re.findall(r"url\(|@import|https?://", text) == []
+
+
+def test_browsers_are_told_to_load_and_run_nothing(report, results):
+    assert_closed((report / "report.html").read_text(encoding="utf-8"))
+    assert_closed(results[0].folder.read("report.html").decode())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<script>alert(1)<script>",
+        "<style>*{}<style>",
+        '" onload="alert(1)',
+        "<img src=https:example.com onerror=alert(1)>",
+        "{{ 7 * 7 }}",
+    ],
+)
+def test_a_name_adds_nothing_to_what_the_page_may_do(name, results):
+    subject = dataclasses.replace(results[0].subject, defense=name)
+    named = dataclasses.replace(results[0], subject=subject, answers=results[0].answers.assign(defense=name))
+    _, html = render([named], [], CloserLook())
+    assert_closed(html)
+    assert name in Page(html).text
 
 
 def test_heuristics_are_labelled_wherever_they_are_printed(report):
