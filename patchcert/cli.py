@@ -4,8 +4,10 @@
 141 whoever read the output went away.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code_of(words: list[str]) -> int:
+    from patchcert.console import printable
     from patchcert.errors import PatchcertError
     from patchcert.interruption import was_interrupted
 
@@ -86,13 +89,13 @@ def _exit_code_of(words: list[str]) -> int:
     except PatchcertError as error:
         if was_interrupted():
             raise
-        print(f"{type(error).__name__}: {_pasteable(str(error), words)}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {_pasteable(str(error), words)}"), file=sys.stderr)
         return 2
     except SystemExit as error:
         if was_interrupted():
             raise KeyboardInterrupt from None
         if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
+            print(printable(error.code), file=sys.stderr)
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
 
 
@@ -111,6 +114,27 @@ def _run_command(words: list[str]) -> int:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise RecipeError(f"there is no command {words[0]!r}.{hint}\n  See:  patchcert --help")
     return command(words[1:]) or 0
+
+
+def _parsed(settings: Any, prog: str, words: list[str], description: str | None = None) -> Any:
+    """Parses options into a dataclass; what is said about a mistake holds no password."""
+    import tyro
+
+    from patchcert.addresses import masked
+
+    def parse(words: list[str]) -> Any:
+        return tyro.cli(settings, prog=prog, description=description, args=words, config=(tyro.conf.AvoidSubcommands,))
+
+    shown = [masked(word) for word in words]
+    if shown == words:
+        return parse(words)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return parse(words)
+    except SystemExit:
+        # The parser repeats words in boxes of several lines: the same once more, with words that may be shown.
+        parse(shown)
+        raise
 
 
 def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]], tuple[Any, Any, Any]]:
@@ -140,12 +164,11 @@ def _recipe_command(name: str, extra: type | None = None) -> Callable[[list[str]
         if extra is not None:
             fields.append(("extra", Annotated[extra, tyro.conf.arg(name="")], dataclasses.field(default_factory=extra)))
         settings = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
-        parsed = tyro.cli(
+        parsed = _parsed(
             settings,
-            prog=f"patchcert {name} {words[0]}",
-            description=f"Settings of {words[0]}; what is not given stays as the recipe says.",
-            args=words[1:],
-            config=(tyro.conf.AvoidSubcommands,),
+            f"patchcert {name} {words[0]}",
+            words[1:],
+            f"Settings of {words[0]}; what is not given stays as the recipe says.",
         )
         return parsed.recipe, parsed.options, getattr(parsed, "extra", None)
 
@@ -299,12 +322,11 @@ def _parsed_suite(words: list[str]) -> tuple[Any, dict[str, Any], Any, Any]:
             *((name, type(value), dataclasses.field(default=value)) for name, value in sections.items()),
         ]
         settings = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
-        return tyro.cli(
+        return _parsed(
             settings,
-            prog=f"patchcert study {words[0]}",
-            description=f"{spec.summary} Settings of recipes are those of the first, and change all experiments.",
-            args=words[1:],
-            config=(tyro.conf.AvoidSubcommands,),
+            f"patchcert study {words[0]}",
+            words[1:],
+            f"{spec.summary} Settings of recipes are those of the first, and change all experiments.",
         )
 
     # Which edition is meant is known after a first look, with any edition's settings as defaults.
@@ -514,7 +536,7 @@ def _folder_options(name: str, words_wanted: list[str], words: list[str], extra:
         fields.append(("extra", Annotated[extra, tyro.conf.arg(name="")], dataclasses.field(default_factory=extra)))
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
     prog = " ".join(["patchcert", name, *words_wanted])
-    parsed = tyro.cli(settings, prog=prog, args=words[split:], config=(tyro.conf.AvoidSubcommands,))
+    parsed = _parsed(settings, prog, words[split:])
     return folders, parsed.options, getattr(parsed, "extra", None)
 
 

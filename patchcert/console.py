@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from patchcert.addresses import masked
+
 _PLAIN_STEPS, _PLAIN_SECONDS = 10, 60.0
 
 
@@ -21,8 +23,8 @@ _CONTROLS = re.compile(
 
 
 def printable(text: str) -> str:
-    """A text as it may reach a terminal: control characters, of which names from files may be full, are spelled out."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    """A text as it may reach a terminal: no control characters, of which names may be full, and no passwords."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], masked(text))
 
 
 class _Console(Console):

@@ -22,11 +22,12 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from patchcert.addresses import masked, masked_address
 from patchcert.data.prepared import DATASET_FILE, available_cpus
 from patchcert.data.registry import dataset_names, dataset_spec
 from patchcert.data.rows import DATA_VARIABLE
 from patchcert.data.sealed import read_sealed
-from patchcert.data.storage import Folder, masked
+from patchcert.data.storage import Folder
 from patchcert.data.untrusted import parsed_json
 from patchcert.listening import listeners
 from patchcert.stages.cluster import check_answers as check_ray_answers
@@ -407,12 +408,14 @@ def data_folders() -> Iterator[Finding]:
 def ray_reachable(resources: Resources, start: bool) -> Iterator[Finding]:
     """Report whether the cluster answers, or with ``start`` whether a task runs on it or on an embedded Ray."""
     address = resources.address or os.environ.get("RAY_ADDRESS") or ""
-    place = f"the cluster at {address}" if address and address != "local" else "an embedded Ray"
+    place = f"the cluster at {masked_address(address)}" if address and address != "local" else "an embedded Ray"
     if start:
         try:
             found = json.loads(run_python(_TRY_RAY, resources.address or "", seconds=_RAY_SECONDS))
         except (RuntimeError, TimeoutError) as error:
-            yield Finding(what="Ray", state="problem", found=f"{place} runs no task: {error}", advice=_RAY_ADVICE)
+            yield Finding(
+                what="Ray", state="problem", found=masked(f"{place} runs no task: {error}"), advice=_RAY_ADVICE
+            )
             return
         yield Finding(
             what="Ray",
@@ -439,7 +442,7 @@ def tracker(config: TrackingConfig, folder: Folder) -> Iterator[Finding]:
         yield Finding(what="tracker", state="ok", found="off: nothing is recorded")
         return
     uri = tracking_uri(config.uri, folder)
-    shown = masked(uri)
+    shown = masked_address(uri)
     try:
         check_answers(uri)
         database = database_path(uri)
@@ -516,12 +519,11 @@ def _size(num_bytes: int) -> str:
 
 def as_text(findings: list[Finding]) -> Any:
     """A table of the findings, for a screen or a pipe."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
     table = Table("check", "state", "found", "advice")
     for finding in findings:
-        state = f"[{styles[finding.state]}]{finding.state}[/]"
-        table.add_row(escape(finding.what), state, escape(finding.found), escape(finding.advice))
+        table.add_row(finding.what, Text(finding.state, styles[finding.state]), finding.found, finding.advice)
     return table

@@ -11,6 +11,7 @@ import pytest
 
 from patchcert import doctor
 from patchcert.cli import main
+from patchcert.console import Terminal
 from patchcert.data.sealed import sealed_bytes
 from patchcert.data.storage import Folder
 from patchcert.listening import listeners
@@ -261,3 +262,13 @@ def test_the_command_shows_everything_writes_nothing_and_ends_with_2_for_a_probl
     assert main([*arguments, "--tracking.uri", "http://127.0.0.1:9"]) == 2
     printed = capsys.readouterr()
     assert "a check of our own" in printed.out and "2 problems" in printed.err
+
+
+@pytest.mark.parametrize("state", ["ok", "warning", "problem"])
+def test_the_table_shows_states_and_texts_of_others_as_they_are(state, capsys):
+    Terminal().result(
+        doctor.as_text([doctor.Finding(what="disk [/x]", state=state, found="[bold]full[/bold]", advice="\x1b[2Jmend")])
+    )
+    output = capsys.readouterr().out
+    assert f"│ {state} " in output and "disk [/x]" in output and "[bold]full[/bold]" in output
+    assert "[green]" not in output and "[bold red]" not in output and "\x1b" not in output

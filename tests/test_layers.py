@@ -14,7 +14,7 @@ PACKAGE = ROOT / "patchcert"
 
 # What may be imported from: the same package, and every layer further up in this list.
 LAYERS = (
-    ("errors", "__version__", "interruption", "summaries", "checks"),
+    ("errors", "__version__", "interruption", "summaries", "checks", "addresses"),
     ("geometry",),
     ("certificates", "data"),
     ("votes",),

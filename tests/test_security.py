@@ -19,9 +19,10 @@ import pytest
 from jobs.small_jobs import is_loopback, listening
 
 import patchcert
+from patchcert.addresses import masked
 from patchcert.data import PreparedDataset
 from patchcert.data.sealed import sealed_bytes
-from patchcert.data.storage import Folder, masked
+from patchcert.data.storage import Folder
 from patchcert.errors import DatasetError, PatchcertError, ResourceError
 from patchcert.models.checkpoint import load_checkpoint, save_checkpoint
 from patchcert.provenance import environment

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from patchcert.addresses import masked_address
 from patchcert.data.listings import Listing, is_text, list_local, list_remote, printable
 from patchcert.errors import DatasetError, ResourceError
 
@@ -31,15 +32,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-# user:password@ behind ://, but not host:port/...; and options such as ?secret_key=...
-_USER = re.compile(r"(?<=://)[^:/@\s]*:(?!\d+/)[^@\s]+(?=@)")
-_SECRET_OPTION = re.compile(r"([?&][^=&\s]*(?:password|secret|token|key|signature|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
-
-
-def masked(text: str) -> str:
-    """A text as it may be printed and kept: passwords in the URIs in it are replaced by ``***``."""
-    return _SECRET_OPTION.sub(r"\1***", _USER.sub("***", text))
 
 
 def write_error(location: str, error: OSError) -> ResourceError:
@@ -335,9 +327,10 @@ def _absolute(location: str) -> str:
 
 
 def _filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    if masked(uri) != uri:
+    if masked_address(uri) != uri:
         raise ResourceError(
-            f"the address {masked(uri)} holds a password, and addresses are written into results and shown on pages.\n"
+            f"the address {printable(masked_address(uri))} holds a password, and addresses are written into results "
+            "and shown on pages.\n"
             "  Give it without, and the password in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for "
             "s3, GOOGLE_APPLICATION_CREDENTIALS for gs."
         )

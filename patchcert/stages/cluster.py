@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from patchcert.addresses import masked, masked_address
 from patchcert.errors import ResourceError
 from patchcert.interruption import deferred, keep_handlers, quiet_stderr, was_interrupted
 from patchcert.stages.resources import Resources
@@ -212,6 +213,8 @@ def _is_failed_start(error: BaseException, ray: Any) -> bool:
 
 def _start_error(address: str, error: BaseException) -> ResourceError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    shown = masked_address(address)
+    reason = masked(reason.replace(address, shown))
     if address == "local":
         return ResourceError(
             f"cannot start Ray on this machine: {reason}\n"
@@ -219,7 +222,7 @@ def _start_error(address: str, error: BaseException) -> ResourceError:
             "repeat the same command, which keeps what is there; or join a running cluster: --resources.address ADDRESS"
         )
     return ResourceError(
-        f"cannot connect to Ray at {address}: {reason}\n"
+        f"cannot connect to Ray at {shown}: {reason}\n"
         "  Start a cluster there (ray start --head), or leave --resources.address and RAY_ADDRESS unset to use this "
         "machine."
     )

@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from patchcert.data.storage import Folder, masked
+from patchcert.addresses import masked
+from patchcert.data.storage import Folder
 from patchcert.data.untrusted import read_json
 from patchcert.errors import TrackingError
 from patchcert.provenance import environment

@@ -15,7 +15,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from patchcert.data.storage import Folder, masked
+from patchcert.addresses import masked_address, unclear_letters
+from patchcert.data.storage import Folder
 from patchcert.errors import TrackingError
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -87,6 +88,9 @@ def absolute_address(address: str) -> str:
     """
     scheme = _scheme(address)
     base = scheme.partition("+")[0]
+    if letters := unclear_letters(address):
+        codes = ", ".join(f"{urllib.parse.quote(letter, safe='')} for {letter!r}" for letter in letters)
+        raise _refused(address, f"does not say where its password ends: write {codes} in it.")
     if scheme in _SERVERS:
         return _checked_server(address)
     if base == "sqlite":
@@ -94,33 +98,38 @@ def absolute_address(address: str) -> str:
     if scheme == "file" or (not scheme and not _HOST_AND_PORT.fullmatch(address) and address not in _HOSTED):
         return _absolute_files(address)
     if base in _DATABASES and "://" in address:
+        if not _port_exists(address):
+            raise _refused(address, "names no port that exists.")
         return address
     if scheme in _HOSTED or address in _HOSTED or scheme in _stores_of_plugins():
         return address
-    hint = f" Is it http://{address}?" if _HOST_AND_PORT.fullmatch(address) else ""
+    hint = f" Is it http://{address}?" if "@" not in address and _HOST_AND_PORT.fullmatch(address) else ""
     raise _refused(address, f"is neither a database nor a server that MLflow knows.{hint}")
 
 
 def _refused(address: str, reason: str) -> TrackingError:
-    return TrackingError(f"the tracker's address {masked(address)!r} {reason}\n{_WHAT_WORKS}")
+    return TrackingError(f"the tracker's address {masked_address(address)!r} {reason}\n{_WHAT_WORKS}")
 
 
 def _scheme(address: str) -> str:
     try:
         return urllib.parse.urlsplit(address).scheme
-    except ValueError as error:
-        raise _refused(address, f"cannot be parsed: {error}.") from None
+    except ValueError:
+        # The error itself repeats what stands before the host.
+        raise _refused(address, "cannot be parsed.") from None
 
 
 def _checked_server(address: str) -> str:
-    parts = urllib.parse.urlsplit(address)
-    try:
-        named = bool(parts.hostname and (parts.port is None or parts.port > 0))
-    except ValueError:
-        named = False
-    if not named:
+    if not (urllib.parse.urlsplit(address).hostname and _port_exists(address)):
         raise _refused(address, "names no host, or no port that exists.")
     return address
+
+
+def _port_exists(address: str) -> bool:
+    try:
+        return urllib.parse.urlsplit(address).port != 0
+    except ValueError:
+        return False
 
 
 def _absolute_sqlite(address: str, scheme: str) -> str:
@@ -146,7 +155,8 @@ def _absolute_files(address: str) -> str:
         raise _refused(address, "names another machine; file: addresses are of this one.")
     if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
         raise TrackingError(
-            f"the tracker's address {address!r} is a folder of files, a kind of store that MLflow has given up.\n"
+            f"the tracker's address {masked_address(address)!r} is a folder of files, a kind of store that MLflow has "
+            "given up.\n"
             f"{_WHAT_WORKS}\n  MLFLOW_ALLOW_FILE_STORE=true makes MLflow open the folder all the same."
         )
     path = urllib.request.url2pathname(parts.path) if parts.scheme else address
