@@ -55,6 +55,11 @@ def is_text(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name is visible and stays where it is put: no separator, no control character, no dot in front."""
+    return bool(name) and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")
+
+
 def list_remote(filesystem: pafs.FileSystem, root: str, *, recursive: bool) -> Listing:
     """List a folder of an object store, or of any file system pyarrow has opened."""
     listing = Listing()

@@ -10,9 +10,20 @@ import pandas as pd
 
 from patchcert.certificates import certified_accuracy_by_side, wilson_interval
 from patchcert.studies.closer_look import ImageOutcomes
-from patchcert.studies.drawing import COLUMN_WIDTH, PALETTE, Drawing, Figure, LineCollection, Rectangle
+from patchcert.studies.drawing import (
+    COLUMN_WIDTH,
+    PALETTE,
+    Drawing,
+    Figure,
+    LineCollection,
+    Rectangle,
+    shortened,
+    typeset,
+)
 
 _MOST_CLASSES = 20
+# Letters of the names of classes beside an axis and above a small picture.
+_LONGEST_CLASS, _LONGEST_TITLE = 32, 24
 
 
 def class_figure(by_class: pd.DataFrame, defense: str, patch: str, class_names: list[str] | None = None) -> Drawing:
@@ -55,7 +66,11 @@ def _draw_classes(rows: pd.DataFrame, class_names: list[str] | None) -> Figure:
         )
     names = [class_names[label] if class_names else str(label) for label in rows["label"]]
     axes.set_yticks(
-        range(len(rows)), [f"{name} ({images})" for name, images in zip(names, rows["num_images"], strict=True)]
+        range(len(rows)),
+        [
+            f"{typeset(shortened(name, _LONGEST_CLASS))} ({images})"
+            for name, images in zip(names, rows["num_images"], strict=True)
+        ],
     )
     axes.invert_yaxis()
     axes.set_xlim(-2, 102)
@@ -99,7 +114,13 @@ def _draw_squares(outcomes: Sequence[ImageOutcomes], image_size: tuple[int, int]
         total = len(images.labels_N)
         bounds = np.array([wilson_interval(round(share * total), total) for share in shares])
         # Between two sides only the smaller square is known to hold: steps, not slopes.
-        axes.step(areas, 100 * shares, where="pre", color=colour, label=f"{images.defense}: {images.words}")
+        axes.step(
+            areas,
+            100 * shares,
+            where="pre",
+            color=colour,
+            label=typeset(f"{shortened(images.defense)}: {images.words}"),
+        )
         axes.fill_between(areas, *(100 * bounds.T), step="pre", color=colour, alpha=0.13, linewidth=0)
     axes.set_xlim(0, areas[-1])
     axes.set_ylim(0, 100)
@@ -209,7 +230,7 @@ def _draw_examples(examples: Sequence[Example]) -> Figure:
         axes.set_xlim(-0.8, pixels.shape[1] - 0.2)
         axes.set_ylim(pixels.shape[0] - 0.2, -0.8)
         words = f"{spare} to spare" if spare >= 0 else f"lacks {-spare}"
-        axes.set_title(f"{example.label}: {words}", fontsize=6.5, pad=2)
+        axes.set_title(typeset(f"{shortened(example.label, _LONGEST_TITLE)}: {words}"), fontsize=6.5, pad=2)
     return figure
 
 

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,7 +72,9 @@ __all__ = [
     "NullLocator",
     "Rectangle",
     "save_drawing",
+    "shortened",
     "to_rgba",
+    "typeset",
 ]
 
 # Okabe and Ito 2008, told apart with every common colour blindness; its yellow is too faint on white.
@@ -78,6 +82,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # Inches: one column of a paper.
 COLUMN_WIDTH = 3.4
 _RESOLUTION = 200
+# A name is cut before it leaves no room for the plot.
+_LONGEST_NAME = 48
+_FORMULA = re.compile(r"(?<![\w\\])p_c(?!\w)")
 _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -120,6 +127,37 @@ class Drawing:
     draw: Callable[[], Figure]
 
 
+def typeset(words: str) -> str:
+    """Return words as they are drawn: p_c as a formula, all else letter by letter, whatever names it is made of."""
+    visible = "".join(letter if letter.isprintable() else " " for letter in words)
+    # Legends leave out what begins with an underscore.
+    indent = " " * visible.startswith("_")
+    return _FORMULA.sub(r"$p_\\mathrm{c}$", indent + visible.replace("$", r"\$"))
+
+
+def shortened(name: str, most: int = _LONGEST_NAME) -> str:
+    """Return a name that leaves room for the plot: of a long one, its start and its end."""
+    if len(name) <= most:
+        return name
+    end = most // 3
+    return f"{name[: most - end - 1]}\u2026{name[len(name) - end :]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps matplotlib from telling of every letter that its font lacks and draws as a box."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for message in (r"Glyph \d+ .*missing from", r"Matplotlib currently does not support"):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def save_drawing(drawing: Drawing, folder: Path) -> dict[str, Path]:
     """Draw a figure and write it as PNG (200 dpi) and SVG; equal drawings give equal bytes, whatever the environment.
 
@@ -127,7 +165,7 @@ def save_drawing(drawing: Drawing, folder: Path) -> dict[str, Path]:
         Paths by ending, "png" and "svg".
     """
     paths = {ending: folder / f"{drawing.name}.{ending}" for ending in ("png", "svg")}
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), _quiet():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = drawing.draw()

@@ -22,7 +22,9 @@ from patchcert.studies.drawing import (
     MaxNLocator,
     NullLocator,
     save_drawing,
+    shortened,
     to_rgba,
+    typeset,
 )
 from patchcert.studies.headline import DEFENSE_COLUMNS, first_settings
 from patchcert.studies.wording import certificate_words, percent, rule_words
@@ -51,6 +53,7 @@ _MARKERS = {
 _INFEASIBLE: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5}
 # Inches: what labels, axes and legend rows need inside one column of a paper.
 _PLOT_HEIGHT, _TALL_PLOT_HEIGHT, _LEGEND_ROW = 1.75, 2.4, 0.145
+_LONGEST_TITLE = 40
 _LEFT, _RIGHT, _BOTTOM, _TOP, _TOP_AXIS = 0.5, 0.16, 0.42, 0.08, 0.3
 
 
@@ -185,7 +188,7 @@ def num_draws_figure(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
         drawn,
         "num_draws",
         [*DEFENSE_COLUMNS, "certificate", "draws"],
-        lambda row: f"{row['defense']}, " * several + f"{certificate_words(row)}, {row['draws']}",
+        lambda row: f"{shortened(row['defense'])}, " * several + f"{certificate_words(row)}, {row['draws']}",
     )
     if not _is_curve(lines):
         return None
@@ -199,7 +202,7 @@ def num_draws_figure(at_patch: pd.DataFrame, patch: str) -> FigureData | None:
         full,
         "num_draws",
         [*DEFENSE_COLUMNS, "certificate"],
-        lambda row: f"{row['defense']}, " * several + f"placement, all {row['num_views']} views",
+        lambda row: f"{shortened(row['defense'])}, " * several + f"placement, all {row['num_views']} views",
     )
     return FigureData(
         name="num_draws",
@@ -254,7 +257,7 @@ def _legend(rows: pd.DataFrame, with_setting: bool = True) -> Any:
 
     def words(row: pd.Series) -> str:
         setting = f", {row['num_draws']} draws" if row["draws"] != "all" else f", {rule_words(row)}"
-        return f"{row['defense']}: " * several + certificate_words(row) + setting * with_setting
+        return f"{shortened(row['defense'])}: " * several + certificate_words(row) + setting * with_setting
 
     return words
 
@@ -272,7 +275,9 @@ def _clean_lines(rows: pd.DataFrame, x: str, by: Sequence[str]) -> tuple[Line, .
     lines = []
     for _, group in rows.groupby(list(by), sort=False):
         points = group.drop_duplicates(x).sort_values(x, kind="stable")
-        lines.append(_line(points, x, "clean", f"{group['defense'].iloc[0]}: " * several + "clean, no patch"))
+        lines.append(
+            _line(points, x, "clean", f"{shortened(group['defense'].iloc[0])}: " * several + "clean, no patch")
+        )
     return tuple(lines)
 
 
@@ -334,7 +339,7 @@ def _draw_lines(data: FigureData) -> Figure:
     styles = {id(line): _style(line, colour) for line, colour in zip(drawn, _colours(drawn), strict=True)}
     for line in data.level:
         styles[id(line)]["marker"] = None
-    handles = [Line2D([], [], label=_typeset(line.label), **styles[id(line)]) for line in drawn]
+    handles = [Line2D([], [], label=typeset(line.label), **styles[id(line)]) for line in drawn]
     if not all(all(line.feasible) for line in data.lines):
         handles.append(Line2D([], [], color="#444444", label="infeasible: no votes suffice", **_INFEASIBLE))
 
@@ -396,10 +401,6 @@ def _style(line: Line, colour: tuple[str, float]) -> dict[str, Any]:
         # Where both theorems agree, the square shows around the circle.
         "markersize": 5.2 if line.certificate == "counting" else 3.8,
     }
-
-
-def _typeset(words: str) -> str:
-    return words.replace("p_c", r"$p_\mathrm{c}$")
 
 
 def _set_x_axis(axes: Axes, data: FigureData, positions: np.ndarray) -> None:
@@ -471,8 +472,10 @@ def _draw_bars(data: FigureData) -> Figure:
         words = percent(line.y[0]) if line.feasible[0] else "infeasible"
         axes.annotate(words, (high, position), (4, 0), textcoords="offset points", va="center", fontsize=6.5)
     for position, title in titles:
-        axes.text(0, position, title, fontsize=7.5, fontweight="bold", va="center")
-    axes.set_yticks(positions, [_typeset(line.label) for line in data.lines])
+        shown = typeset(shortened(title, _LONGEST_TITLE))
+        # A title wider than the bars must not narrow them.
+        axes.text(0, position, shown, fontsize=7.5, fontweight="bold", va="center").set_in_layout(False)
+    axes.set_yticks(positions, [typeset(line.label) for line in data.lines])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_ylim(height - 0.3, positions[0] - (1.3 if titles else 0.7))

@@ -39,10 +39,13 @@ _LATEX = {
 }
 _ESCAPE = re.compile("|".join(re.escape(character) for character in _LATEX))
 
+_FORMULA = re.compile(r"(?<!\w)p_c(?!\w)")
+
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX sets it: special characters escaped, p_c as a formula."""
-    return "$p_c$".join(_ESCAPE.sub(lambda found: _LATEX[found[0]], part) for part in text.split("p_c"))
+    """Text as LaTeX sets it: special characters escaped, p_c as a formula, line breaks and other controls as spaces."""
+    visible = "".join(letter if letter.isprintable() else " " for letter in text)
+    return "$p_c$".join(_ESCAPE.sub(lambda found: _LATEX[found[0]], part) for part in _FORMULA.split(visible))
 
 
 def columns(table: FilledTable) -> list[tuple[Metric, tuple[str, ...]]]:

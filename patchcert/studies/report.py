@@ -164,9 +164,9 @@ def _content_policy(style: object) -> str:
 
 
 def _cell(text: object) -> str:
-    """A text from a file in a cell of a Markdown table: neither cells, links, code nor HTML begin in it."""
+    """A text with names from files in Markdown: neither cells, links, code, formulas nor HTML begin in it."""
     visible = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", visible)
+    return re.sub(r"([\\`*<>\[\]|$])", r"\\\1", visible)
 
 
 def headlines(result: StudyResult, wanted_patch: str) -> list[Headline]:

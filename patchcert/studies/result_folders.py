@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchcert.data.listings import is_plain_name
 from patchcert.data.storage import Folder, write_error, writer_mark
 from patchcert.data.untrusted import opened_parquet
 from patchcert.errors import StudyError
@@ -152,15 +153,10 @@ def checked_files(
     if unnamed := [name for name in needed if name not in digests]:
         raise ValueError(f"its record does not name {unnamed[0]}")
     for name, digest in digests.items():
-        if not _is_plain(name) or _is_link(folder, name):
+        if not all(map(is_plain_name, name.split("/"))) or _is_link(folder, name):
             raise ValueError(f"its record names {name!r}, which is no plain file of this folder")
         check_file(folder, name, digest)
     return tuple(sorted(digests))
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name is one that this program writes: visible, and inside the folder."""
-    return name.isprintable() and all(part and part[0] != "." and "\\" not in part for part in name.split("/"))
 
 
 def _is_link(folder: Folder, name: str) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from patchcert.data.listings import is_plain_name
 from patchcert.errors import StudyError
 from patchcert.geometry import view_set_from_identity
 from patchcert.votes import VoteTable
@@ -50,7 +51,7 @@ class Subject:
         """
         for what in ("defense", "dataset", "split"):
             name = getattr(self, what)
-            if not isinstance(name, str) or not _is_plain_name(name):
+            if not isinstance(name, str) or not is_plain_name(name):
                 raise StudyError(
                     f"the {what} of a study is named {name!r}.\n"
                     "  A name has no slash, backslash or control character and begins with no dot."
@@ -112,7 +113,3 @@ class Subject:
     def tensor(self) -> str:
         """Name of the tensor that the patch acts on."""
         return "native" if self.resize == "none" else "network input"
-
-
-def _is_plain_name(name: str) -> bool:
-    return bool(name) and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from patchcert.studies.config import CERTIFICATES
-from patchcert.studies.drawing import COLUMN_WIDTH, PALETTE, Drawing, Figure
+from patchcert.studies.drawing import COLUMN_WIDTH, PALETTE, Drawing, Figure, typeset
 from patchcert.studies.wording import certificate_words, percent
 
 
@@ -44,7 +44,7 @@ def _draw(at_patch: pd.DataFrame) -> Figure:
             box.set(facecolor=colour, alpha=0.45, linewidth=0.7)
         axes.set_xticks(range(1, len(by_draws) + 1), [str(num_draws) for num_draws, _ in by_draws])
         words = certificate_words({"certificate": certificate, "guarantee": CERTIFICATES[certificate].guarantee})
-        axes.set_title(f"{words}, {draws}".replace("p_c", r"$p_\mathrm{c}$"), fontsize=7.5, loc="left", pad=12)
+        axes.set_title(typeset(f"{words}, {draws}"), fontsize=7.5, loc="left", pad=12)
         for position, (_, group) in enumerate(by_draws, start=1):
             mean = f"mean {percent(group['certified_accuracy'].mean())} %"
             axes.annotate(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from patchcert.data import Folder
-from patchcert.data.listings import printable
+from patchcert.data.listings import is_plain_name, printable
 
 
 @pytest.fixture
@@ -133,3 +133,25 @@ def test_a_missing_folder_is_empty_and_a_file_is_an_error(photos):
 def test_any_name_can_be_printed_on_one_line(name, shown):
     assert printable(name) == shown
     printable(name).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_plain"),
+    [
+        ("answers.parquet", True),
+        ("a b-c_d (2), \u00e9\u4e2d$", True),
+        ("", False),
+        (".", False),
+        ("..", False),
+        (".hidden", False),
+        ("a/b", False),
+        ("/a", False),
+        ("a\\b", False),
+        ("a\nb", False),
+        ("a\x1b[2J", False),
+        ("a\u202eb", False),
+        ("a\ud800", False),
+    ],
+)
+def test_plain_names_are_visible_and_stay_where_they_are_put(name, is_plain):
+    assert is_plain_name(name) == is_plain
