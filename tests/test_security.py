@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from embedded_ray import embedded_ray
 from jobs.small_jobs import is_loopback, listening
 
 import patchcert
@@ -290,78 +293,36 @@ class TestSecretsStaySecret:
 
 
 class TestNothingListensBeyondLoopback:
-    EMBEDDED = (
-        "import sys\n"
-        "{before}\n"
-        "from patchcert.stages.cluster import connected\n"
-        "from patchcert.stages.resources import Resources\n"
-        "with connected(Resources()) as ray:\n"
-        "    assert ray.get(ray.remote(lambda: 1).remote()) == 1\n"
-        "    print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()\n"
-    )
-
-    def start(self, tmp_path, before="", **variables):
-        """A process with an embedded Ray, started with the variables of a user who has set none for Ray."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return subprocess.Popen(
-            [sys.executable, "-c", self.EMBEDDED.format(before=before)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=ours | {"HOME": str(tmp_path)} | variables,
-        )  # fmt: skip
-
     @pytest.mark.ray
     def test_an_embedded_ray_that_was_imported_before(self, tmp_path):
         """As in a notebook: Ray has read its variables before this package could set them."""
-        process = self.start(tmp_path, before="import ray")
-        try:
-            assert is_on_loopback(process.stdout.readline().strip())
-            assert listening(process.pid), "Ray always listens somewhere"
-            assert all(is_loopback(address) for _, address in listening(process.pid))
+        with embedded_ray(tmp_path, before="import ray") as ray:
+            assert is_on_loopback(ray.address)
+            assert listening(ray.pid), "Ray always listens somewhere"
+            assert all(is_loopback(address) for _, address in listening(ray.pid))
             assert not (tmp_path / ".ray").exists(), "the token is kept nowhere"
-        finally:
-            process.communicate("", timeout=60)
+            assert stat.S_IMODE(ray.folder.stat().st_mode) == 0o700 and any(ray.folder.rglob("raylet.out"))
+            assert len(os.fsencode(max(map(str, ray.folder.rglob("sockets/*")), key=len))) <= 107
+        assert not ray.folder.exists()
 
     @pytest.mark.slow
     @pytest.mark.ray
-    def test_an_embedded_ray_runs_no_task_of_another_user(self, tmp_path):
-        process = self.start(tmp_path)
-        try:
-            address = process.stdout.readline().strip()
-            assert all(is_loopback(address) for _, address in listening(process.pid))
-            task = (
-                f"import ray; ray.init(address='{address}', log_to_driver=False)\n"
-                "print('TASK', ray.get(ray.remote(lambda: 1).remote()))"
-            )
-            stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-            # Without the last one Ray would look for the owner at an address where nobody listens.
-            stranger |= {
-                "HOME": str(tmp_path / "stranger"),
-                "RAY_AUTH_MODE": "token",
-                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            }
+    def test_an_embedded_ray_runs_no_task_without_its_token(self, tmp_path):
+        with embedded_ray(tmp_path) as ray:
+            assert all(is_loopback(address) for _, address in listening(ray.pid))
             # The owner's token shows that the task itself would have run.
-            assert self._runs(task, stranger | {"RAY_AUTH_TOKEN": self._token_of(process.pid)})
-            assert not self._runs(task, stranger | {"RAY_AUTH_TOKEN": "ab" * 32})
-        finally:
-            process.communicate("", timeout=60)
+            assert "TASK" in ray.asked_by_a_stranger(tmp_path, token=ray.token)
+            assert "TASK" not in ray.asked_by_a_stranger(tmp_path, token="ab" * 32)
 
-    @staticmethod
-    def _token_of(process):
-        """The token, from the environment of Ray's own processes: that of the driver shows what it was started with."""
-        import psutil
-
-        tokens = [child.environ().get("RAY_AUTH_TOKEN") for child in psutil.Process(process).children(recursive=True)]
-        return next(token for token in tokens if token)
-
-    @staticmethod
-    def _runs(task, variables):
-        """Whether a program runs its task; Ray may try for minutes before it gives up, a task takes seconds."""
-        process = subprocess.Popen([sys.executable, "-c", task], stdout=subprocess.PIPE, text=True, env=variables)
-        try:
-            return "TASK" in process.communicate(timeout=45)[0]
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return "TASK" in process.communicate()[0]
+    @pytest.mark.slow
+    @pytest.mark.ray
+    def test_an_embedded_ray_that_was_interrupted_or_failed_leaves_no_folder(self, tmp_path):
+        for end in ("signal", "error"):
+            with embedded_ray(tmp_path, end="raise RuntimeError('an error of the work')") as ray:
+                assert ray.folder.exists()
+                if end == "signal":
+                    ray.process.send_signal(signal.SIGINT)
+            assert not ray.folder.exists() and ray.process.returncode != 0
 
     @pytest.mark.parametrize(
         ("address", "expected"),

@@ -17,6 +17,7 @@ from typing import Any
 from patchcert.addresses import masked, masked_address
 from patchcert.errors import ResourceError
 from patchcert.interruption import deferred, keep_handlers, quiet_stderr, was_interrupted
+from patchcert.stages.ray_folder import RayFolder
 from patchcert.stages.resources import Resources
 
 _OBJECT_STORE_BYTES = 300 * 2**20
@@ -127,14 +128,34 @@ def connected(resources: Resources, *, verbose: bool = False) -> Iterator[Any]:
             ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     over = threading.Event()
+    folder: RayFolder | None = None
     try:
         with deferred():
-            _start(ray, address, options, verbose, over)
+            if address == "local":
+                folder = _private_folder()
+                options["_temp_dir"] = str(folder.for_ray)
+            try:
+                _start(ray, address, options, verbose, over)
+            except ResourceError as error:
+                if folder is None or (logs := folder.logs()) is None:
+                    raise
+                folder, kept = None, folder
+                kept.release()
+                raise ResourceError(f"{error}\n  Ray's own words, until the next start: {logs}") from None
         yield ray
     finally:
         with deferred(), quiet_stderr(not verbose):
             ray.shutdown()
             over.set()
+            if folder is not None:
+                folder.remove()
+
+
+def _private_folder() -> RayFolder:
+    try:
+        return RayFolder()
+    except OSError as error:
+        raise _start_error("local", error) from None
 
 
 def _start(ray: Any, address: str, options: dict[str, Any], verbose: bool, over: threading.Event) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,9 +30,11 @@ def works_for(command):
 def interrupted(command, arguments, happened, *signals):
     """Sends signals to a command, in quick succession, as soon as something has happened: what it printed.
 
-    SIGINT goes to the whole group of processes, as from a terminal.
+    SIGINT goes to the whole group of processes, as from a terminal. Neither a process nor a folder of Ray is left.
     """
-    process = command.start(*arguments, start_new_session=True)
+    # pytest's own folders have paths that are too long for Ray's sockets.
+    ray_base = tempfile.mkdtemp(prefix="pc-", dir="/tmp")
+    process = command.start(*arguments, start_new_session=True, env={"RAY_TMPDIR": ray_base})
     deadline = time.monotonic() + command.patience
     while not happened(process):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -45,6 +48,8 @@ def interrupted(command, arguments, happened, *signals):
     while works_for(command):
         assert time.monotonic() < deadline, [Path(f"/proc/{left}/cmdline").read_text() for left in works_for(command)]
         time.sleep(0.05)
+    assert os.listdir(ray_base) == []
+    os.rmdir(ray_base)
     return err
 
 
