@@ -78,14 +78,21 @@ class EmbeddedRay:
 def embedded_ray(home, *, before="", end="", **variables):
     """Starts one with the variables of a user who has set none for Ray, and ends it."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _EMBEDDED.format(before=before, end=end)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=ours | {"HOME": str(home)} | variables,
-    )  # fmt: skip
+    # Ray gives a node 30 seconds to come up; on a machine that is far too busy another try has a better chance.
+    for tries_left in (2, 1, 0):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _EMBEDDED.format(before=before, end=end)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ours | {"HOME": str(home)} | variables,
+        )
+        if line := process.stdout.readline().split():
+            break
+        error = process.communicate("")[1]
+        assert tries_left and "cannot start Ray on this machine" in error, error
     try:
-        line = process.stdout.readline().split()
-        assert line, process.communicate("")[1]
         yield EmbeddedRay(process, line[0], Path(line[1]))
     finally:
         with contextlib.suppress(BrokenPipeError):
