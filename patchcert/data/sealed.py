@@ -13,6 +13,11 @@ from patchcert.data.untrusted import FileProblem, parsed_json
 _SEAL = "sha256"
 
 
+def digest_of(data: bytes) -> str:
+    """The sha256 of bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sealed_bytes(record: Mapping[str, Any]) -> bytes:
     """A record as the bytes of its file; equal records give equal bytes.
 
@@ -20,7 +25,7 @@ def sealed_bytes(record: Mapping[str, Any]) -> bytes:
         record: JSON-able, without a key "sha256".
     """
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    sealed = {**record, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
+    sealed = {**record, _SEAL: digest_of(text.encode())}
     return (json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 

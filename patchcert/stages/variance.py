@@ -8,7 +8,7 @@ import ray
 from patchcert.stages.tasks import results_in_order
 from patchcert.studies.config import VarianceConfig
 from patchcert.studies.variance import DrawnImages, DrawQuestion, VarianceAccumulator, draw_part
-from patchcert.votes import VotePart, VoteTable
+from patchcert.votes import VoteTable
 
 IMAGES_PER_TASK = 500
 """About a second of work, and sums that are small beside it."""
@@ -65,7 +65,7 @@ def draw_rows(
     for index, (first, end) in enumerate(table.part_rows):
         rows = max(first, start), min(end, stop)
         if rows[0] < rows[1]:
-            part = _top_classes(table.read_part(index), rows[0] - first, rows[1] - first)
+            part = table.read_part(index).rows(rows[0] - first, rows[1] - first)
             pieces.append(draw_part(part, config, questions))
     return pieces
 
@@ -78,14 +78,3 @@ class _DrawRows:
 
     def __call__(self, rows: tuple[int, int]) -> list[DrawnImages]:
         return draw_rows(self._location, *rows, self._config, self._questions)
-
-
-def _top_classes(part: VotePart, start: int, stop: int) -> VotePart:
-    """The images from start to stop of a part, without scores."""
-    return VotePart(
-        image_ids=part.image_ids[start:stop],
-        labels_N=part.labels_N[start:stop],
-        top_classes_NV=part.top_classes_NV[start:stop],
-        num_classes=part.num_classes,
-        first_row=part.first_row + start,
-    )

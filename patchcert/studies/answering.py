@@ -281,21 +281,8 @@ def _chunks(part: VotePart, questions: Sequence[Question], chunk_bytes: int) -> 
     if step >= num_images:
         yield part
         return
-    per_image = None if part.num_entries_NV is None else part.num_entries_NV.sum(axis=1, dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(per_image)]) if per_image is not None else None
     for start in range(0, num_images, step):
-        rows = slice(start, min(start + step, num_images))
-        entries = None if offsets is None else slice(offsets[rows.start], offsets[rows.stop])
-        yield dataclasses.replace(
-            part,
-            image_ids=part.image_ids[rows],
-            labels_N=part.labels_N[rows],
-            top_classes_NV=part.top_classes_NV[rows],
-            num_entries_NV=None if part.num_entries_NV is None else part.num_entries_NV[rows],
-            entry_classes=None if part.entry_classes is None or entries is None else part.entry_classes[entries],
-            entry_scores=None if part.entry_scores is None or entries is None else part.entry_scores[entries],
-            first_row=part.first_row + start,
-        )
+        yield part.rows(start, min(start + step, num_images))
 
 
 def _bytes_per_image(num_classes: int, question: Question) -> int:

@@ -1,7 +1,6 @@
 """Result folders: written whole or not at all, read only as they were written, published file by file."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchcert.data.listings import is_plain_name
+from patchcert.data.sealed import digest_of
 from patchcert.data.storage import Folder, write_error, writer_mark
 from patchcert.data.untrusted import opened_parquet
 from patchcert.errors import StudyError
@@ -106,11 +106,6 @@ def check_file(folder: Folder, name: str, digest: str) -> None:
         raise ValueError(f"{name} has digest {found[:12]}, written was {digest[:12]}")
 
 
-def digest_of(data: bytes) -> str:
-    """The sha256 of a file's bytes, hex."""
-    return hashlib.sha256(data).hexdigest()
-
-
 @contextlib.contextmanager
 def local_copy(folder: Folder, names: Sequence[str]) -> Iterator[Path]:
     """Some files of a folder, copied to a folder on this machine that ends with the block and holds nothing else."""
@@ -176,7 +171,7 @@ def check_result_id(record: dict[str, Any]) -> None:
 def result_id(identity: dict[str, Any]) -> str:
     """First 16 hexadecimal digits of the sha256 of everything that can change an answer."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return digest_of(canonical.encode())[:16]
 
 
 def read_table(folder: Folder, name: str) -> pa.Table:

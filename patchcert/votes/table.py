@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -12,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchcert.data.sealed import read_sealed, sealed_bytes
+from patchcert.data.sealed import digest_of, read_sealed, sealed_bytes
 from patchcert.data.storage import Folder
 from patchcert.data.untrusted import ParquetReader, opened_parquet, read_json
 from patchcert.errors import VoteTableError
 from patchcert.geometry import view_set_from_identity
-from patchcert.votes.scores import rounded_score
+from patchcert.votes.part import VotePart
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
@@ -38,88 +37,7 @@ def canonical_json(value: Any) -> str:
 
 def fingerprint(identity: Identity) -> str:
     """First 16 hexadecimal digits of the sha256 of an identity."""
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VotePart:
-    """The votes of consecutive images.
-
-    Attributes:
-        image_ids: names of the images, shape (N,).
-        labels_N: int64 true classes.
-        top_classes_NV: uint16, the class with the highest score of each view.
-        num_entries_NV: uint16, how many stored scores each view has; None in a top-class table.
-        entry_classes: uint16, their classes, ascending within a view, views in order.
-        entry_scores: uint16, their scores in units of 1 / SCORE_SCALE.
-        num_classes: K.
-        score_floor: scores below it are not stored; None in a top-class table.
-        first_row: row number of the first image in its dataset.
-    """
-
-    image_ids: np.ndarray
-    labels_N: np.ndarray
-    top_classes_NV: np.ndarray
-    num_entries_NV: np.ndarray | None = None
-    entry_classes: np.ndarray | None = None
-    entry_scores: np.ndarray | None = None
-    num_classes: int
-    score_floor: float | None = None
-    first_row: int = 0
-
-    def votes(self, rule: str | None = None, *, vote_threshold: float | None = None) -> np.ndarray:
-        """Votes by one of the two rules.
-
-        Args:
-            rule: "top_class": one vote a view, for its top class.
-            vote_threshold: or: every class whose stored score reaches this gets a vote (none, one or several a view).
-
-        Returns:
-            For top classes int64 (N, V); for a threshold bool (N, V, K).
-
-        Raises:
-            VoteTableError: a threshold below the score floor, or a table without scores.
-        """
-        if rule == "top_class" and vote_threshold is None:
-            return self.top_classes_NV.astype(np.int64)
-        if rule is not None or vote_threshold is None:
-            raise VoteTableError(f"votes are asked for by rule 'top_class' or by a vote_threshold, not by {rule!r}.")
-        if self.score_floor is None or self.entry_scores is None:
-            raise VoteTableError(
-                f"this vote table stores top classes only; vote_threshold {vote_threshold} needs scores.\n"
-                "  Vote again with --prediction.score-floor at or below the threshold."
-            )
-        if rounded_score(vote_threshold) < rounded_score(self.score_floor):
-            raise VoteTableError(
-                f"vote_threshold {vote_threshold} lies below the table's score floor {self.score_floor}.\n"
-                "  Vote again with a lower --prediction.score-floor, or ask for a higher threshold."
-            )
-        return self._unpacked(self.entry_scores >= rounded_score(vote_threshold))
-
-    def stored_scores(self) -> np.ndarray:
-        """Scores as they are stored, for judging how near they lie to a threshold.
-
-        Returns:
-            uint16 (N, V, K), in units of 1 / SCORE_SCALE; 0 for scores below the score floor.
-
-        Raises:
-            VoteTableError: a table without scores.
-        """
-        if self.entry_scores is None:
-            raise VoteTableError(
-                "this vote table stores top classes only, but its scores are asked for.\n"
-                "  Vote again with --prediction.score-floor."
-            )
-        return self._unpacked(self.entry_scores)
-
-    def _unpacked(self, values: np.ndarray) -> np.ndarray:
-        """One value of each stored entry at its view and class, shape (N, V, K)."""
-        assert self.num_entries_NV is not None and self.entry_classes is not None
-        num_images, num_views = self.top_classes_NV.shape
-        unpacked = np.zeros((num_images * num_views, self.num_classes), dtype=values.dtype)
-        view_of_entry = np.repeat(np.arange(num_images * num_views), self.num_entries_NV.ravel())
-        unpacked[view_of_entry, self.entry_classes] = values
-        return unpacked.reshape(num_images, num_views, self.num_classes)
+    return digest_of(canonical_json(identity).encode())[:16]
 
 
 class VoteTable:
@@ -255,7 +173,7 @@ class VoteTable:
             if problem := _foreign(reader, self.identity, rows):
                 raise VoteTableError(f"{path} {problem}.\n  Compute it again:  patchcert vote RECIPE")
             # Tables of versions that noted no digests are guarded by the checksums of their pages alone.
-            if (noted := part.get("sha256")) is not None and (found := digest_of_part(data)) != noted:
+            if (noted := part.get("sha256")) is not None and (found := digest_of(data)) != noted:
                 raise ValueError(f"its sha256 is {found[:12]}, {SUCCESS} says {str(noted)[:12]}")
             schema = _schema(self.num_views, self.score_floor is not None)
             reader.require({field.name: field.type for field in schema})
@@ -319,11 +237,6 @@ def _foreign(reader: ParquetReader, identity: Identity, rows: tuple[int, int]) -
     if noted != f"{rows[0]}-{rows[1]}" or reader.num_rows != rows[1] - rows[0]:
         return f"holds rows {noted} ({reader.num_rows}), not {rows[0]}-{rows[1]}"
     return None
-
-
-def digest_of_part(data: bytes) -> str:
-    """The sha256 of a part's bytes, hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def missing_parts(folder: Folder, identity: Identity, rows_of_parts: list[tuple[int, int]]) -> dict[int, str]:
@@ -401,7 +314,7 @@ def finish_table(
     def digested(index: int) -> dict[str, Any]:
         row = listed(index)
         digest = noted.get(row["name"]) if index not in computed else None
-        return {**row, "sha256": digest or digest_of_part(folder.read(row["name"]))}
+        return {**row, "sha256": digest or digest_of(folder.read(row["name"]))}
 
     with concurrent.futures.ThreadPoolExecutor(_LOOKS_AT_A_TIME) as pool:
         parts = list(pool.map(digested, (index for index in range(len(rows_of_parts)) if index not in problems)))
@@ -452,7 +365,8 @@ def check_identity(found: Identity, expected: Identity, location: str) -> None:
             "  Build that table first:  patchcert vote RECIPE"
         )
     differences = [
-        f"{path}: {there!r} in the table, {asked!r} asked for" for path, there, asked in _differences(found, expected)
+        f"{path}: {there!r} in the table, {asked!r} asked for"
+        for path, there, asked in identity_differences(found, expected)
     ]
     raise VoteTableError(
         f"{location} was made from something else.\n  " + "\n  ".join(differences) + "\n  Build the table asked for:  "
@@ -460,11 +374,12 @@ def check_identity(found: Identity, expected: Identity, location: str) -> None:
     )
 
 
-def _differences(found: Any, expected: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def identity_differences(found: Any, expected: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Every place where two identities differ: its name, such as ``dataset.digest``, and both values."""
     if isinstance(found, dict) and isinstance(expected, dict):
         rows = []
         for key in sorted(found.keys() | expected.keys()):
-            rows += _differences(found.get(key), expected.get(key), f"{path}.{key}" if path else key)
+            rows += identity_differences(found.get(key), expected.get(key), f"{path}.{key}" if path else key)
         return rows
     return [] if found == expected else [(path, found, expected)]
 
