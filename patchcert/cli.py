@@ -1,7 +1,7 @@
 """The command line: parses a command, runs it, and turns errors into messages and exit codes.
 
 0 done; 2 an error the user can fix; 3 done, but with parts of the vote table set apart; 1 a defect; 130 interrupted;
-141 whoever read the output went away.
+141 whoever read the output went away. ``verify``: 1 something does not follow from the images or the model it names.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ commands
   variance RECIPE      draw random crops 200 times: how certified accuracy scatters between draws
   run RECIPE           prepare, train, vote and study in one go, skipping what is there
   report FOLDER ...    one report over several studies
-  verify FOLDER ...    compare images, models, votes and studies with the digests written beside them
+  verify FOLDER ...    compare images, models, votes and studies with their digests, with each other and with the model
   publish FOLDER ...   send studies to the tracker (again); repeating is safe
   ui                   show the tracker's pages on this machine
   doctor               check the machine, the libraries and the folders, with advice
@@ -434,23 +434,34 @@ def _report(words: list[str]) -> None:
     terminal.say(f"Report: {report}")
 
 
-def _verify(words: list[str]) -> None:
-    folders = _folder_options("verify", ["FOLDER", "..."], words)[0]
+def _verify(words: list[str]) -> int:
+    from patchcert.verification import Against, verify
+
+    folders, options, against = _folder_options("verify", ["FOLDER", "..."], words, Against)
     from rich.table import Table
 
     from patchcert.errors import DatasetError
-    from patchcert.verification import verify
 
     terminal = _terminal()
     table = Table("folder", "what it is", "checked")
-    problems = []
-    for found in verify(folders):
-        table.add_row(str(found.folder), found.kind, found.checked or "DAMAGED")
+    damages: list[str] = []
+    contradictions: list[str] = []
+    for found in verify(folders, against, device=options.resources.device, say=terminal.say):
+        bad = "CONTRADICTED" if found.contradicts else "DAMAGED"
+        table.add_row(str(found.folder), found.kind, found.checked if found.problem is None else bad)
         if found.problem is not None:
-            problems.append(found.problem)
+            (contradictions if found.contradicts else damages).append(found.problem)
     terminal.result(table)
-    if problems:
-        raise DatasetError(f"{len(problems)} of {table.row_count} folders are damaged\n  " + "\n  ".join(problems))
+    if contradictions:
+        lines = [
+            f"{len(contradictions)} of {table.row_count} folders do not follow from what they name",
+            *contradictions,
+        ]
+        terminal.say("\n  ".join([*lines, *damages]))
+        return 1
+    if damages:
+        raise DatasetError(f"{len(damages)} of {table.row_count} folders are damaged\n  " + "\n  ".join(damages))
+    return 0
 
 
 def _publish(words: list[str]) -> None:

@@ -58,3 +58,7 @@ class ResourceError(PatchcertError):
 
 class TrackingError(PatchcertError):
     """The experiment tracker cannot be reached or refuses what is published."""
+
+
+class ContradictionError(PatchcertError):
+    """Votes or answers that do not follow from the images, the model or the votes that they name."""

@@ -21,6 +21,7 @@ HELPS = (
     "study rc-cifar10",
     "variance crop10-digits",
     "report",
+    "verify",
     "ui",
     "doctor",
 )

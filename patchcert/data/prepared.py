@@ -256,27 +256,29 @@ class PreparedDataset:
             )
         return self.read(0, self.num_rows)
 
-    def verify(self) -> None:
+    def verify(self) -> tuple[np.ndarray, np.ndarray]:
         """Read everything and check every name, label and pixel against the digests, and the record against the rows.
+
+        Returns:
+            Names, a str array of shape (num_rows,), and labels, int64 of the same shape.
 
         Raises:
             DatasetError: rows that changed, named; or a record that tells of other rows.
         """
         hashes = hashlib.sha256(digest_header(self.image_size, self.num_channels))
         images_NHWC = np.empty((self.rows_per_group, *self.image_size, self.num_channels), np.uint8)
-        labels_N = np.empty(self.rows_per_group, np.int64)
-        counts_K = np.zeros(self.num_classes, np.int64)
+        labels_N = np.empty(self.num_rows, np.int64)
+        names: list[str] = []
         for start, stop in self.parts(self.rows_per_group):
-            for _, table in self._filled(
-                start, images_NHWC[: stop - start], labels_N[: stop - start], trust_checked=False
-            ):
+            for _, table in self._filled(start, images_NHWC[: stop - start], labels_N[start:stop], trust_checked=False):
                 hashes.update(b"".join(table.column("row_sha256").to_pylist()))
-            counts_K += np.bincount(labels_N[: stop - start], minlength=self.num_classes)
+                names += table.column("image_id").to_pylist()
         if hashes.hexdigest() != self.digest:
             raise _damaged(self.folder, f"its digest is {hashes.hexdigest()}, but {DATASET_FILE} says {self.digest}")
         counted = read_record(self.folder).get("images_per_class")
-        if counted is not None and counted != counts_K.tolist():
+        if counted is not None and counted != np.bincount(labels_N, minlength=self.num_classes).tolist():
             raise _damaged(self.folder, f"{DATASET_FILE} counts other images of each class than its shards hold")
+        return np.array(names, dtype=str), labels_N
 
     def _tables(self, start: int, stop: int) -> Iterator[tuple[Shard, int, pa.Table]]:
         """The rows of a range, at most one row group at a time: their shard, the first row's number, the rows."""

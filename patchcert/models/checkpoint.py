@@ -151,7 +151,11 @@ def load_checkpoint(
             f"{folder} tells {config['num_classes']} classes apart, the dataset has {num_classes}.\n"
             "  Train a model on this dataset, or choose the dataset it was trained on."
         )
-    _check_class_names(folder, config, class_names)
+    if class_names is not None and (problem := class_names_problem(config, class_names)):
+        raise CheckpointError(
+            f"{folder} was trained on {problem}.\n"
+            "  Vote on the dataset that the model was trained on, or train on this one:  patchcert train RECIPE"
+        )
     if classifier is None and is_custom(made_with.network):
         raise CheckpointError(
             f"{folder} names the network {made_with.network!r}, code that a checkpoint alone may not run.\n"
@@ -177,20 +181,24 @@ def load_checkpoint(
     return model.eval()
 
 
-def _check_class_names(folder: Folder, config: dict[str, Any], class_names: Sequence[str] | None) -> None:
-    """Raises CheckpointError where label k of a dataset is another class than logit k of a checkpoint."""
+def class_names_problem(config: dict[str, Any], class_names: Sequence[str]) -> str | None:
+    """Say where label k of a dataset is another class than logit k of a checkpoint.
+
+    Args:
+        config: record of the checkpoint.
+        class_names: of the dataset, in label order.
+
+    Returns:
+        In words, what differs; None where nothing does, or where the checkpoint says no names.
+    """
     found = config.get("provenance", {}).get("class_names")
-    if class_names is None or found is None or list(found) == list(class_names):
-        return
+    if found is None or list(found) == list(class_names):
+        return None
     same = "the same classes in another order" if sorted(found) == sorted(class_names) else "other classes"
     pairs = enumerate(zip(found, class_names, strict=False))
     first = next(((label, made, asked) for label, (made, asked) in pairs if made != asked), None)
     where = "" if first is None else ": label {} is {!r} for the model, {!r} in the images".format(*first)
-    raise CheckpointError(
-        f"{folder} was trained on {same} than the images have{where} "
-        f"(the model: {_listed(found)}; the images: {_listed(class_names)}).\n"
-        "  Vote on the dataset that the model was trained on, or train on this one:  patchcert train RECIPE"
-    )
+    return f"{same} than the images have{where} (the model: {_listed(found)}; the images: {_listed(class_names)})"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -192,7 +192,7 @@ class StudyConfig:
             TypeError: fields are unknown, or it is no object.
             StudyError: a value is out of range.
         """
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return cls(**_with_tuples(values))
 
     def check_samples(self, num_samples: int) -> None:
         """Checks that views which were sampled when they were voted on are enough, and all that is asked about them.
@@ -264,3 +264,18 @@ class VarianceConfig:
                 "replacement is 'with'.\n  Add 'without', or ask for random_crops_reported."
             )
         check_numbers(self, "variance", StudyError)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "VarianceConfig":
+        """Reads the settings that a variance study's identity holds.
+
+        Raises:
+            TypeError: fields are unknown, or it is no object.
+            StudyError: a value is out of range.
+        """
+        return cls(**_with_tuples(values))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were before they became JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

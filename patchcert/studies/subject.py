@@ -7,6 +7,7 @@ from patchcert.data.listings import is_plain_name
 from patchcert.errors import StudyError
 from patchcert.geometry import view_set_from_identity
 from patchcert.votes import VoteTable
+from patchcert.votes.table import Identity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,22 +60,33 @@ class Subject:
 
     @classmethod
     def of_table(cls, table: VoteTable, defense: str) -> "Subject":
-        """Reads the subject off the identity of a vote table."""
-        dataset, preprocessing = table.identity["dataset"], table.identity["preprocessing"]
+        """Reads the subject off a vote table."""
+        return cls.of_identity(table.identity, defense, table.num_unvoted)
+
+    @classmethod
+    def of_identity(cls, identity: Identity, defense: str, num_unvoted: int) -> "Subject":
+        """Reads the subject off the identity of a vote table.
+
+        Args:
+            identity: of the table.
+            defense: name of the recipe.
+            num_unvoted: images of parts that could not be computed.
+        """
+        dataset, preprocessing = identity["dataset"], identity["preprocessing"]
         return cls(
             defense=defense,
             dataset=dataset["name"],
             variant=dataset["variant"],
             split=dataset["split"],
             split_digest=dataset["digest"],
-            num_images=table.num_images,
-            num_quarantined=table.num_quarantined,
-            num_unvoted=table.num_unvoted,
-            num_classes=table.num_classes,
+            num_images=int(dataset["num_images"]) - num_unvoted,
+            num_quarantined=int(dataset["num_quarantined"]),
+            num_unvoted=num_unvoted,
+            num_classes=int(identity["num_classes"]),
             resize=preprocessing["resize"],
             interpolation=preprocessing["interpolation"],
-            views=table.identity["views"],
-            model_digest=table.identity["model"],
+            views=identity["views"],
+            model_digest=identity["model"],
         )
 
     @classmethod

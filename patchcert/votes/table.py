@@ -418,10 +418,18 @@ def _from_arrow(table: pa.Table, opened: VoteTable, first_row: int) -> VotePart:
             "entry_classes": flat("entry_class"),
             "entry_scores": flat("entry_score"),
         }
+    top_classes_NV = flat("top_class").reshape(num_images, num_views)
+    for classes in (top_classes_NV, entries.get("entry_classes", np.empty(0))):
+        if classes.size and classes.max() >= opened.num_classes:
+            raise ValueError(f"a view votes for class {classes.max()} of {opened.num_classes}")
+    if entries and not entries["num_entries_NV"].sum(dtype=np.int64) == len(entries["entry_classes"]) == len(
+        entries["entry_scores"]
+    ):
+        raise ValueError("it holds another number of scores than it says")
     return VotePart(
         image_ids=np.asarray(table["image_id"].to_pylist(), dtype=str),
         labels_N=np.asarray(table["label"]),
-        top_classes_NV=flat("top_class").reshape(num_images, num_views),
+        top_classes_NV=top_classes_NV,
         num_classes=opened.num_classes,
         score_floor=opened.score_floor,
         first_row=first_row,

@@ -64,38 +64,31 @@ def test_folders_of_nothing_known_are_refused(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def kinds(column_digits, tmp_path_factory):
-    """A vote table, a checkpoint and a study, by the words that a check of each says."""
-    from studies import simulated
-
-    from patchcert.data.storage import Folder
-    from patchcert.models.checkpoint import save_checkpoint
-
+def kinds(honest, tmp_path_factory):
+    """A vote table, a checkpoint and a study, in the folders of a work folder."""
     root = tmp_path_factory.mktemp("kinds")
-    study = simulated.column_study()
-    simulated.write_table(root / "votes" / "table", study.views, study.part, [(0, 200), (200, 300)])
-    save_checkpoint(column_digits.classifier, Folder(root / "models" / "recipe" / "key"), {"recipe": "column4-digits"})
-    simulated.write(study, root / "studies" / "study")
+    for source, place in (("table", "votes/table"), ("model", "models/recipe/key"), ("plain_study", "studies/study")):
+        shutil.copytree(honest.folder / source, root / place)
     return root
 
 
-def test_votes_models_and_studies_are_checked_too(kinds, capsys):
+def test_votes_models_and_studies_are_checked_too(kinds, honest):
     found = {item.kind: item for item in verify([str(kinds)])}
     assert set(found) == {"vote table", "checkpoint", "study"}
     assert not any(item.problem for item in found.values())
-    assert found["vote table"].checked.startswith("300 images in 2 parts, model cdcdcdcdcdcd")
-    assert "answers follow from 300 images" in found["study"].checked
+    assert found["vote table"].checked.startswith(f"500 images in 3 parts, model {honest.digest[:12]}")
+    assert "answers follow from 500 images" in found["study"].checked
     assert main(["verify", str(kinds / "studies"), str(kinds / "models")]) == 0
 
 
 @pytest.mark.parametrize(
     ("file", "kind"),
     [
-        ("votes/table/part-00001-of-00002.parquet", "vote table"),
+        ("votes/table/part-00001-of-00003.parquet", "vote table"),
         ("votes/table/_SUCCESS.json", "vote table"),
         ("models/recipe/key/*.safetensors", "checkpoint"),
         ("studies/study/per_image.parquet", "study"),
-        ("studies/study/report.html", "study"),
+        ("studies/study/answers.csv", "study"),
     ],
 )
 def test_damage_of_every_kind_is_named(kinds, file, kind, tmp_path):
