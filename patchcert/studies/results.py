@@ -156,13 +156,13 @@ def _recomputed(folder: Folder, subject: Subject, identity: dict[str, Any]) -> p
     answers = summarise(read_table(folder, PER_IMAGE), asked, subject)
     stored = read_table(folder, ANSWERS).to_pandas()
     for column in set(answers) - _PROSE:
-        if column not in stored or not _same(stored[column], answers[column]):
+        if column not in stored or not same_values(stored[column], answers[column]):
             raise ValueError(f"column {column} of {ANSWERS} does not follow from {PER_IMAGE}")
     return answers
 
 
-def _same(stored: pd.Series, expected: pd.Series) -> bool:
-    """Whether two columns agree; the last digits of floats may follow the version of a library."""
+def same_values(stored: pd.Series, expected: pd.Series) -> bool:
+    """Return whether a stored column is the expected one; the last digits of floats may follow a library's version."""
     if len(stored) != len(expected):
         return False
     if pd.api.types.is_float_dtype(expected):

@@ -1,7 +1,7 @@
 """A vote table's parts in, the spread of random-crop certificates over repeated draws out (a table, a row a repeat)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -344,14 +344,9 @@ class VarianceAccumulator:
                 f"variance: {num_names} different images were drawn for, the split {subject.dataset}/{subject.split} "
                 f"has {subject.num_images}.\n  Draw for every part of the vote table once."
             )
-        repeats, rows = [], []
-        for question in self._questions:
-            of_repeats = self._repeats(question, subject)
-            repeats.append(of_repeats)
-            rows.append(_summary_row(question, of_repeats, columns, subject))
-        return VarianceTables(
-            repeats=pd.concat(repeats, ignore_index=True), per_image=pa.table(columns), summary=pd.DataFrame(rows)
-        )
+        repeats = pd.concat([self._repeats(question, subject) for question in self._questions], ignore_index=True)
+        summary = summary_of_repeats(self._questions, repeats, columns, subject)
+        return VarianceTables(repeats=repeats, per_image=pa.table(columns), summary=summary)
 
     def _repeats(self, question: DrawQuestion, subject: Subject) -> pd.DataFrame:
         """Rows of one question, from whole numbers of images: exact, whatever the order of the parts."""
@@ -375,8 +370,68 @@ class VarianceAccumulator:
         )
 
 
+def summary_of_repeats(
+    questions: Sequence[DrawQuestion], repeats: pd.DataFrame, columns: Mapping[str, Any], subject: Subject
+) -> pd.DataFrame:
+    """Make one row for each question from its repeats and from the figures of single images.
+
+    Args:
+        questions: what was drawn for, in the order of the repeats.
+        repeats: columns of ``VarianceTables.repeats``, equally many rows for each question.
+        columns: figures of the images, as ``DrawnImages`` names them, shape (N,) each.
+        subject: what was attacked.
+
+    Returns:
+        Columns of ``VarianceTables.summary``.
+
+    Raises:
+        StudyError: the repeats are others than those of the questions, or tell of other images than the figures.
+    """
+    num_repeats, rest = divmod(len(repeats), max(len(questions), 1))
+    rows = []
+    for index, question in enumerate(questions):
+        of_question = repeats.iloc[index * num_repeats : (index + 1) * num_repeats].reset_index(drop=True)
+        if rest or of_question.empty or not _are_of(of_question, question):
+            raise StudyError(f"the repeats of {question.key} are missing or mixed up.\n  Draw again.")
+        _check_means(of_question, question, columns, subject)
+        rows.append(_summary_row(question, of_question, columns, subject))
+    return pd.DataFrame(rows)
+
+
+def _are_of(repeats: pd.DataFrame, question: DrawQuestion) -> bool:
+    wanted = {
+        "draws": question.draw.words,
+        "num_draws": question.draw.num_draws,
+        "certificate": question.certificate,
+        "patch": question.patch.label,
+        "min_confidence": question.min_confidence,
+        "feasible": question.feasible,
+    }
+    is_same = all((repeats[name] == value).all() for name, value in wanted.items())
+    return is_same and repeats["repeat"].tolist() == list(range(len(repeats)))
+
+
+def _check_means(repeats: pd.DataFrame, question: DrawQuestion, columns: Mapping[str, Any], subject: Subject) -> None:
+    """Raises StudyError unless the mean over repeats is the mean over images: both sum the same draws."""
+    share = subject.num_images / subject.evaluated
+    for name, column, factor in (
+        ("clean_accuracy", f"correct/{question.draw.key}", share),
+        ("certified_accuracy", f"certified_correct/{question.key}", share),
+        ("flip_votes", f"flip_votes_mean/{question.draw.key}", 1.0),
+        ("confidence", f"confidence_mean/{question.key}", 1.0),
+    ):
+        of_repeats = float(repeats[name].mean())
+        of_images = float(np.asarray(columns[column], dtype=np.float64).mean()) * factor
+        # Figures of images are stored with seven digits.
+        if not abs(of_repeats - of_images) <= 1e-5:
+            raise StudyError(
+                f"{name} of {question.key} is {of_repeats:.6f} over the repeats, but {of_images:.6f} over the images.\n"
+                "  Draw again."
+            )
+
+
 def _summary_row(
-    question: DrawQuestion, repeats: pd.DataFrame, columns: dict[str, npt.NDArray[Any]], subject: Subject
+    question: DrawQuestion, repeats: pd.DataFrame, columns: Mapping[str, Any], subject: Subject
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "defense": subject.defense,
@@ -406,7 +461,7 @@ def _summary_row(
     z = special.ndtri((1 + _COVERAGE) / 2)
     for name, key in (("flip_votes", question.draw.key), ("confidence", question.key)):
         mean_N, variance_N, spread_N = (
-            columns[f"{name}_{figure}/{key}"].astype(np.float64) for figure in ("mean", "variance", "spread")
+            np.asarray(columns[f"{name}_{figure}/{key}"], dtype=np.float64) for figure in ("mean", "variance", "spread")
         )
         row |= {f"{name}_mean": mean_N.mean(), f"{name}_interval": z * np.sqrt(variance_N / len(repeats)).mean()}
         row |= {f"{name}_variance": variance_N.mean(), f"{name}_spread": spread_N.mean()}

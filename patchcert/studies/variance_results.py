@@ -11,7 +11,9 @@ import pyarrow as pa
 from patchcert.data.sealed import read_sealed, sealed_bytes
 from patchcert.data.storage import Folder
 from patchcert.data.untrusted import read_json
-from patchcert.errors import StudyError
+from patchcert.errors import PatchcertError, StudyError
+from patchcert.geometry import view_set_from_identity
+from patchcert.studies.config import VarianceConfig
 from patchcert.studies.drawing import save_drawing
 from patchcert.studies.result_folders import (
     FIGURES,
@@ -28,14 +30,16 @@ from patchcert.studies.result_folders import (
     write_json,
     write_parquet,
 )
-from patchcert.studies.results import PER_IMAGE
+from patchcert.studies.results import PER_IMAGE, same_values
 from patchcert.studies.subject import Subject
-from patchcert.studies.variance import VarianceTables
+from patchcert.studies.variance import VarianceTables, draw_questions, summary_of_repeats
 from patchcert.studies.variance_figure import variance_figure
 
 SCHEMA_VERSION = 1
 RECORD, REPEATS, VARIANCE_CSV = "variance.json", "repeats.parquet", "variance.csv"
 _KEYS = ("schema_version", "result_id", "identity", "subject", "headline_patch", "files")
+# Whole words, which a later version may choose better.
+_PROSE = {"note"}
 _MEND = "Draw again:  patchcert variance RECIPE"
 
 
@@ -69,6 +73,9 @@ class VarianceResult:
     def open(cls, location: Location) -> "VarianceResult":
         """Opens a result folder.
 
+        Every file that the record names is compared with its digest, and the summary is made again from repeats and
+        figures of images: what it says of an accuracy or a guarantee is never taken over.
+
         Raises:
             StudyError: missing, damaged or written by another version.
         """
@@ -83,19 +90,19 @@ class VarianceResult:
                     raise ValueError(f"{RECORD} was changed after it was written")
                 files = checked_files(folder, record["files"], (REPEATS, PER_IMAGE, VARIANCE_CSV))
                 check_result_id(record)
-                summary = io.BytesIO(folder.read(VARIANCE_CSV))
+                subject, repeats = Subject.from_json(record["subject"]), read_table(folder, REPEATS).to_pandas()
                 return cls(
                     folder=folder,
-                    subject=Subject.from_json(record["subject"]),
+                    subject=subject,
                     identity=record["identity"],
                     result_id=record["result_id"],
                     headline_patch=record["headline_patch"],
-                    summary=pd.read_csv(summary, keep_default_na=False, float_precision="round_trip"),
-                    repeats=read_table(folder, REPEATS).to_pandas(),
+                    summary=_recomputed(folder, subject, record["identity"], repeats),
+                    repeats=repeats,
                     run=read_json(folder, RUN),
                     files=(*files, RECORD),
                 )
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        except (PatchcertError, ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             raise StudyError(f"{folder} is damaged: {type(error).__name__}: {error}.\n  {_MEND}") from None
         raise StudyError(
             f"{folder} has variance version {version}, this version reads {SCHEMA_VERSION}.\n"
@@ -148,3 +155,24 @@ def write_variance(
         }
         (folder / RECORD).write_bytes(sealed_bytes(record))
     return VarianceResult.open(location)
+
+
+def _recomputed(folder: Folder, subject: Subject, identity: dict[str, Any], repeats: pd.DataFrame) -> pd.DataFrame:
+    """The summary, from the repeats and the figures of single images.
+
+    Raises:
+        ValueError: the stored summary is another one.
+        StudyError: repeats and images do not belong together.
+    """
+    asked = draw_questions(VarianceConfig.from_json(identity["variance"]), view_set_from_identity(subject.views))
+    per_image = read_table(folder, PER_IMAGE)
+    columns = {name: per_image[name] for name in per_image.column_names}
+    if per_image.num_rows != subject.num_images or len(per_image["image_id"].unique()) != subject.num_images:
+        raise ValueError(f"{PER_IMAGE} holds {per_image.num_rows} images, its record says {subject.num_images}")
+    summary = summary_of_repeats(asked, repeats, columns, subject)
+    text = io.BytesIO(folder.read(VARIANCE_CSV))
+    stored = pd.read_csv(text, keep_default_na=False, float_precision="round_trip")
+    for column in set(summary) - _PROSE:
+        if column not in stored or not same_values(stored[column], summary[column]):
+            raise ValueError(f"column {column} of {VARIANCE_CSV} does not follow from {REPEATS} and {PER_IMAGE}")
+    return summary

@@ -1,5 +1,7 @@
 import dataclasses
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,11 +9,14 @@ import pytest
 from studies import simulated
 
 from patchcert.certificates import certify_random_crops_reported, predict
+from patchcert.data.sealed import digest_of, sealed_bytes
 from patchcert.errors import StudyError
 from patchcert.geometry import BandViews, CropViews
 from patchcert.studies.config import VarianceConfig
+from patchcert.studies.result_folders import write_csv, write_frame, write_parquet
+from patchcert.studies.results import PER_IMAGE
 from patchcert.studies.variance import VarianceAccumulator, draw_part, draw_questions
-from patchcert.studies.variance_results import REPEATS, VarianceResult, write_variance
+from patchcert.studies.variance_results import RECORD, REPEATS, VARIANCE_CSV, VarianceResult, write_variance
 from patchcert.votes import draw_tallies
 
 VIEWS = CropViews(image_size=(12, 12), crop_size=4)
@@ -38,7 +43,7 @@ def tables_of(part, config, asked, borders, **changes):
     accumulator = VarianceAccumulator(asked)
     for start, stop in reversed(list(itertools.pairwise(borders))):
         accumulator.add(draw_part(simulated.rows_of(part, start, stop), config, asked))
-    return accumulator.tables(simulated.subject_of(VIEWS, part, **changes))
+    return accumulator.tables(simulated.subject_of(VIEWS, part, defense="crop4-test", **changes))
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +242,73 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path, part, tables):
     (tmp_path / "study" / REPEATS).write_bytes(b"")
     with pytest.raises(StudyError, match="is damaged"):
         VarianceResult.open(tmp_path / "study")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, part, tables):
+    return written(tmp_path_factory.mktemp("whole") / "study", part, tables).folder.path()
+
+
+def forged(whole, folder, *, summary=None, repeats=None, per_image=None):
+    """The study with other tables, and with a record whose digests fit them."""
+    shutil.copytree(whole, folder)
+    if summary is not None:
+        write_csv(folder / VARIANCE_CSV, summary)
+    if repeats is not None:
+        write_frame(folder / REPEATS, repeats)
+    if per_image is not None:
+        write_parquet(folder / PER_IMAGE, per_image)
+    record = json.loads((folder / RECORD).read_text())
+    del record["sha256"]
+    files = {name: digest_of((folder / name).read_bytes()) for name in record["files"]}
+    (folder / RECORD).write_bytes(sealed_bytes(record | {"files": files}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("certified_accuracy", 1.0),
+        ("certified_accuracy_p05", 0.99),
+        ("confidence_mean", 1.0),
+        ("flip_votes_spread", 0.0),
+        ("guarantee", "deterministic"),
+        ("feasible", "perhaps"),
+        ("num_images", 10_000),
+    ],
+)
+def test_a_summary_that_does_not_follow_is_refused(tmp_path, whole, tables, column, value):
+    folder = forged(whole, tmp_path / "study", summary=tables.summary.assign(**{column: value}))
+    with pytest.raises(StudyError, match=f"column {column} of variance.csv does not follow from repeats.parquet"):
+        VarianceResult.open(folder)
+
+
+def test_what_a_summary_says_in_words_is_written_anew(tmp_path, whole, tables):
+    folder = forged(whole, tmp_path / "study", summary=tables.summary.assign(note="a theorem"))
+    assert VarianceResult.open(folder).summary["note"].tolist() == tables.summary["note"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("clean_accuracy", "clean_accuracy of .* is 1.000000 over the repeats, but .* over the images"),
+        ("certified_accuracy", "certified_accuracy of .* is 1.000000 over the repeats"),
+        ("confidence", "confidence of .* is 1.000000 over the repeats"),
+        ("repeat", "the repeats of .* are missing or mixed up"),
+        ("min_confidence", "the repeats of .* are missing or mixed up"),
+    ],
+)
+def test_repeats_that_do_not_follow_from_the_images_are_refused(tmp_path, whole, tables, column, message):
+    repeats = tables.repeats.assign(**{column: 1 if column == "repeat" else 1.0})
+    folder = forged(whole, tmp_path / "study", repeats=repeats)
+    with pytest.raises(StudyError, match=message):
+        VarianceResult.open(folder)
+
+
+def test_images_that_are_missing_are_refused(tmp_path, whole, tables):
+    folder = forged(whole, tmp_path / "study", per_image=tables.per_image.slice(0, 39))
+    with pytest.raises(StudyError, match=r"per_image\.parquet holds 39 images, its record says 40"):
+        VarianceResult.open(folder)
+    folder = forged(whole, tmp_path / "other", repeats=tables.repeats.iloc[:-1])
+    with pytest.raises(StudyError, match="missing or mixed up"):
+        VarianceResult.open(folder)
