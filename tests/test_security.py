@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from embedded_ray import embedded_ray
 from jobs.small_jobs import is_loopback, listening
+from records import reseal
 
 import patchcert
 from patchcert.addresses import masked
@@ -189,9 +190,8 @@ class TestTablesOfOthers:
         table = pq.read_table(folder / shard.file).slice(0, 2)
         changed = table.set_column(0, "image_id", pickled[depth])
         pq.write_table(changed, folder / shard.file)
-        record = json.loads((folder / "dataset.json").read_text())
-        record["shards"][0] |= {"num_bytes": (folder / shard.file).stat().st_size}
-        (folder / "dataset.json").write_text(json.dumps(record))
+        num_bytes = (folder / shard.file).stat().st_size
+        reseal(folder / "dataset.json", lambda record: record["shards"][0].update(num_bytes=num_bytes))
         with pytest.raises(DatasetError, match=r"shard-00000.* column image_id holds the extension type ray"):
             PreparedDataset.open(folder).read(0, 1)
 
@@ -224,9 +224,7 @@ class TestNamesStayInTheirFolder:
     def test_a_dataset_that_names_files_elsewhere_is_refused(self, name, prepared_digits, tmp_path):
         folder = tmp_path / "test"
         shutil.copytree(prepared_digits["test"].folder.path(), folder)
-        record = json.loads((folder / "dataset.json").read_text())
-        record["shards"][0]["file"] = name
-        (folder / "dataset.json").write_text(json.dumps(record))
+        reseal(folder / "dataset.json", lambda record: record["shards"][0].update(file=name))
         with pytest.raises(DatasetError, match="leaves its folder"):
             PreparedDataset.open(folder)
 

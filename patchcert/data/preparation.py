@@ -29,6 +29,7 @@ from patchcert.data.prepared import (
 )
 from patchcert.data.registry import DatasetSpec
 from patchcert.data.rows import Source
+from patchcert.data.sealed import sealed_bytes
 from patchcert.data.shards import ShardTask, Spread, in_threads, shard_note
 from patchcert.data.sources import open_source
 from patchcert.data.splits import SplitRows, SplitSources, find_split
@@ -378,9 +379,9 @@ def _finish(work: _Work, files: list[str], tokens: list[str], source_files: dict
         "images_per_class": images_per_class_K.tolist(),
         "shards": [asdict(shard) for shard in shards],
     }
-    folder.write(DATASET_FILE, _json(record, indent=1))
+    folder.write(DATASET_FILE, sealed_bytes(record))
     folder.remove(PLAN_FILE)
 
 
-def _json(value: Any, indent: int | None = None) -> bytes:
-    return json.dumps(value, indent=indent, ensure_ascii=False).encode()
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()

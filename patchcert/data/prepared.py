@@ -14,12 +14,19 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from patchcert.data.sealed import read_sealed
 from patchcert.data.storage import Folder
-from patchcert.data.untrusted import opened_parquet, read_json
+from patchcert.data.untrusted import opened_parquet
 from patchcert.errors import DatasetError, ResourceError
 
 DATASET_FILE = "dataset.json"
 SCHEMA_VERSION = 1
+# What records of versions held that gave them no digest of their own.
+_UNSEALED = (
+    *("schema_version", "name", "variant", "split", "image_size", "num_channels", "num_rows", "digest"),
+    *("preprocessing", "storage", "rows_per_group", "num_quarantined", "quarantine_file", "num_converted"),
+    *("converted_file", "source", "source_files", "identity", "made_with", "class_names", "images_per_class", "shards"),
+)
 _READ_ALL_SHARE = 0.8
 # Ranges of rows that this process has compared with their digests: (state of the file, first row, number of rows).
 _CHECKED: set[tuple[tuple[str | int, ...] | None, int, int]] = set()
@@ -344,7 +351,7 @@ def read_record(folder: Folder) -> dict[str, Any]:
         mend = f"Open one of its splits: {', '.join(splits)}." if splits else "Make it first:  patchcert prepare"
         raise DatasetError(f"{folder} is no prepared dataset: it has no {DATASET_FILE}\n  {mend}")
     try:
-        record = read_json(folder, DATASET_FILE)
+        record, is_whole = read_sealed(folder, DATASET_FILE, unsealed=_UNSEALED)
         version = record["schema_version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(folder, f"{DATASET_FILE} cannot be read: {error}") from error
@@ -353,7 +360,9 @@ def read_record(folder: Folder) -> dict[str, Any]:
             f"{folder} has format version {version}, but this program reads version {SCHEMA_VERSION}\n"
             "  Prepare it again with this program, in another folder."
         )
-    return dict(record)
+    if not is_whole:
+        raise _damaged(folder, f"{DATASET_FILE} was changed after it was written")
+    return record
 
 
 def digest_header(image_size: tuple[int, int], num_channels: int) -> bytes:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import encode, hub_table, random_image
+from records import reseal
 
 from patchcert.data import DataConfig, prepare, register_dataset
 from patchcert.errors import DatasetError
@@ -305,8 +306,7 @@ def test_class_names_in_the_settings_are_checked(fields, message):
 def test_splits_prepared_with_different_orders_are_not_used_together(photos, tmp_path):
     """Older versions took the order of classes from each split alone."""
     prepared(photos, tmp_path / "out")
-    record = json.loads((tmp_path / "out/test/dataset.json").read_text())
-    (tmp_path / "out/test/dataset.json").write_text(json.dumps(record | {"class_names": ["dog", "cat"]}))
+    reseal(tmp_path / "out/test/dataset.json", class_names=["dog", "cat"])
     with pytest.raises(DatasetError, match=r"the test split in .* counts its classes in another order than its train"):
         prepared(photos, tmp_path / "out", ["train"])
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import write_hub
 from PIL import Image
+from records import reseal
 
 from patchcert.data import DataConfig, DatasetSpec, PreparedDataset, prepare, registry
 from patchcert.data import prepared as prepared_module
@@ -130,9 +131,29 @@ def test_what_is_not_there_says_what_to_do(dataset, tmp_path):
 )
 def test_a_tampered_record_is_refused(dataset, tmp_path, change, message):
     copied(dataset[0], tmp_path)
-    record = json.loads((tmp_path / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps(record | change))
+    reseal(tmp_path / "dataset.json", **change)
     with pytest.raises(DatasetError, match=message):
+        PreparedDataset.open(tmp_path)
+
+
+def test_a_changed_byte_of_the_record_is_found(dataset, tmp_path):
+    copied(dataset[0], tmp_path)
+    path = tmp_path / "dataset.json"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 23):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(DatasetError, match=r"dataset\.json|has format version"):
+            PreparedDataset.open(tmp_path)
+
+
+def test_a_record_of_a_version_without_its_digest_is_read(dataset, tmp_path):
+    copied(dataset[0], tmp_path)
+    record = json.loads((tmp_path / "dataset.json").read_text())
+    del record["sha256"]
+    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    assert PreparedDataset.open(tmp_path).digest == dataset[0].digest
+    (tmp_path / "dataset.json").write_text(json.dumps(record | {"sha": "x"}))
+    with pytest.raises(DatasetError, match=r"dataset\.json was changed after it was written"):
         PreparedDataset.open(tmp_path)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from records import reseal
 
-from patchcert.data.sealed import digest_of, sealed_bytes
+from patchcert.data.sealed import digest_of
 from patchcert.data.storage import Folder
 from patchcert.models.checkpoint import save_checkpoint
 from patchcert.prediction.config import PredictionConfig
@@ -129,11 +130,10 @@ def copied(source, target):
     return target
 
 
-def reseal(folder, record=SUMMARY, **changes):
-    """Changes a record, with all digests as a forger would write them."""
-    path = Path(folder, record)
-    values = json.loads(path.read_text())
-    del values["sha256"]
-    if "files" in values:
-        values["files"] = {name: digest_of(Path(folder, name).read_bytes()) for name in values["files"]}
-    path.write_bytes(sealed_bytes(values | changes))
+def reseal_study(folder, **values):
+    """Writes the record of a study anew, with the digests that its files have now."""
+
+    def change(record):
+        record["files"] = {name: digest_of(Path(folder, name).read_bytes()) for name in record["files"]}
+
+    reseal(Path(folder, SUMMARY), change, **values)

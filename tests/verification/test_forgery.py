@@ -248,13 +248,13 @@ class TestStudies:
         copy = made.copied(honest.plain_study.folder, tmp_path / "study")
         table = honest.plain_study.per_image().append_column("certified/faith", pa.array([True] * 500))
         write_parquet(copy / "per_image.parquet", table)
-        made.reseal(copy)
+        made.reseal_study(copy)
         refused(honest, copy, "it has a column certified/faith, but its questions and votes give none")
 
     def test_another_subject_than_the_votes(self, honest, tmp_path):
         copy = made.copied(honest.plain_study.folder, tmp_path / "study")
         subject = dataclasses.asdict(honest.plain_study.subject) | {"model_digest": "ab" * 32}
-        made.reseal(copy, subject=subject)
+        made.reseal_study(copy, subject=subject)
         refused(honest, copy, f"model_digest of the study is {'ab' * 32!r}, but {honest.digest!r}")
 
     def test_votes_that_nobody_knows(self, honest, tmp_path):
@@ -268,7 +268,7 @@ class TestStudies:
     def test_a_place_where_nothing_fails(self, honest, tmp_path):
         copy = made.copied(honest.plain_study.folder, tmp_path / "study")
         write_frame(copy / "placements.parquet", honest.plain_study.placements().assign(images=0))
-        made.reseal(copy)
+        made.reseal_study(copy)
         (found, _) = verified(honest, copy, honest.plain.location)
         assert found.contradicts and "placements.parquet does not follow from the votes of" in found.problem
 
