@@ -16,7 +16,7 @@ from PIL import Image
 
 from patchcert.data.sealed import read_sealed
 from patchcert.data.storage import Folder
-from patchcert.data.untrusted import opened_parquet
+from patchcert.data.untrusted import ParquetReader, opened_parquet
 from patchcert.errors import DatasetError, ResourceError
 
 DATASET_FILE = "dataset.json"
@@ -53,12 +53,17 @@ class ImageBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One Parquet file of a prepared dataset; all its row groups but the last have ``rows_per_group`` rows."""
+    """One Parquet file of a prepared dataset; all its row groups but the last have ``rows_per_group`` rows.
+
+    Rows have digests of their own; ``frame_sha256`` is that of the rest (``ParquetReader.frame_sha256``), or empty in
+    records of versions that noted none.
+    """
 
     file: str
     num_rows: int
     num_row_groups: int
     num_bytes: int
+    frame_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +216,7 @@ class PreparedDataset:
         is another one, or ``trust_checked`` is off.
         """
         row = 0
-        for shard, first_row, table in self._tables(start, start + len(labels_N)):
+        for shard, first_row, table in self._tables(start, start + len(labels_N), checks_frames=trust_checked):
             rows = slice(row, row + table.num_rows)
             self._fill(images_NHWC[rows], table.column("image"), shard)
             labels_N[rows] = table.column("label").to_numpy()
@@ -282,12 +287,23 @@ class PreparedDataset:
                 names += table.column("image_id").to_pylist()
         if hashes.hexdigest() != self.digest:
             raise _damaged(self.folder, f"its digest is {hashes.hexdigest()}, but {DATASET_FILE} says {self.digest}")
+        for shard in self.shards:
+            with opened_parquet(self.folder, shard.file) as reader:
+                self._check_frame(shard, reader)
         counted = read_record(self.folder).get("images_per_class")
         if counted is not None and counted != np.bincount(labels_N, minlength=self.num_classes).tolist():
             raise _damaged(self.folder, f"{DATASET_FILE} counts other images of each class than its shards hold")
         return np.array(names, dtype=str), labels_N
 
-    def _tables(self, start: int, stop: int) -> Iterator[tuple[Shard, int, pa.Table]]:
+    def _check_frame(self, shard: Shard, reader: ParquetReader) -> None:
+        if shard.frame_sha256 not in ("", reader.frame_sha256):
+            raise _damaged(
+                self.folder,
+                f"{shard.file}: its footer has digest {reader.frame_sha256[:12]}, {DATASET_FILE} says "
+                f"{shard.frame_sha256[:12]}",
+            )
+
+    def _tables(self, start: int, stop: int, *, checks_frames: bool = True) -> Iterator[tuple[Shard, int, pa.Table]]:
         """The rows of a range, at most one row group at a time: their shard, the first row's number, the rows."""
         first_row = 0
         for shard in self.shards:
@@ -307,6 +323,9 @@ class PreparedDataset:
                         first = max(low - base, 0)
                         num_rows = min(high - base, table.num_rows) - first
                         yield shard, shard_row + base + first, table.slice(first, num_rows)
+                    # After the rows, whose own digests say more about what is wrong.
+                    if checks_frames:
+                        self._check_frame(shard, reader)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise _damaged(self.folder, f"{shard.file} cannot be read: {error}") from error
 

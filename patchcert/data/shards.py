@@ -91,13 +91,13 @@ class ShardTask:
         decode = functools.partial(_decode_rows, self)
         batches = ordered_map(pool, decode, _batches(self.rows.read()), num_threads + 2)
         with quiet_decoder(), contextlib.closing(batches), self.folder.writer(self.file) as sink:
-            # Statistics of pixel columns would copy whole images into the footer.
+            # Statistics would copy whole images into the footer, and hold bytes that no digest covers.
             writer = pq.ParquetWriter(
                 sink,
                 schema,
                 compression={"image_id": "zstd", "label": "zstd", "image": "none", "row_sha256": "none"},
                 use_dictionary=False,
-                write_statistics=["label"],
+                write_statistics=False,
             )
             with contextlib.closing(writer):
                 for image in itertools.chain.from_iterable(batches):
@@ -334,6 +334,10 @@ def shard_note(folder: Folder, file: str, token: str) -> dict[str, Any] | None:
     if note.get("token") != token:
         return None
     shard = Shard(
-        file=file, num_rows=reader.num_rows, num_row_groups=len(reader.group_rows), num_bytes=reader.num_bytes
+        file=file,
+        num_rows=reader.num_rows,
+        num_row_groups=len(reader.group_rows),
+        num_bytes=reader.num_bytes,
+        frame_sha256=reader.frame_sha256,
     )
     return {**note, "shard": shard}

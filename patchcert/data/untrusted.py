@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from patchcert.data.storage import Folder
 
 _MOST_JSON_BYTES = 64 * 2**20
 _MOST_FOOTER_BYTES = 16 * 2**20
+_NUM_FIRST_BYTES = 4
 _MOST_COLUMNS = 1_000
 # The names, labels and votes of a row cannot be had for less than a sixteenth of a byte.
 _MOST_ROWS_PER_BYTE = 16
@@ -51,11 +53,15 @@ class ParquetReader:
         group_rows: rows of each row group.
         key_values: what the footer holds beside the description of the columns.
         schema: of the columns; a dictionary of values counts as the values.
+        frame_sha256: digest of what encloses the values, the file's first bytes and its footer, hex.
     """
 
     def __init__(self, stream: pa.NativeFile) -> None:
         self.num_bytes: int = stream.size()
-        footer = parsed_footer(_footer_bytes(stream, self.num_bytes))
+        footer_bytes = _footer_bytes(stream, self.num_bytes)
+        first_bytes = bytes(stream.read_at(_NUM_FIRST_BYTES, 0))
+        self.frame_sha256 = hashlib.sha256(first_bytes + footer_bytes).hexdigest()
+        footer = parsed_footer(footer_bytes)
         self.key_values: dict[bytes, bytes] = dict(footer.key_values)
         _refuse_extension_types(self.key_values.pop(_SCHEMA_KEY, None))
         self.num_rows, self.group_rows = footer.num_rows, footer.group_rows

@@ -146,6 +146,18 @@ def test_a_changed_byte_of_the_record_is_found(dataset, tmp_path):
             PreparedDataset.open(tmp_path)
 
 
+def test_a_changed_byte_of_a_footer_is_found(dataset, tmp_path):
+    prepared = copied(dataset[0], tmp_path)
+    path = tmp_path / prepared.shards[1].file
+    whole = path.read_bytes()
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for position in [0, 3, *range(start, len(whole), 61)]:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        for read in (lambda: prepared.read(12, 14), prepared.verify):
+            with pytest.raises(DatasetError, match=r"shard-00001-of-00004\.parquet"):
+                read()
+
+
 def test_a_record_of_a_version_without_its_digest_is_read(dataset, tmp_path):
     copied(dataset[0], tmp_path)
     record = json.loads((tmp_path / "dataset.json").read_text())
@@ -217,7 +229,7 @@ def negative_images(prepared, shard, rows):
     table = table.set_column(position, table.schema.field("image"), pa.array(images, table.schema.field("image").type))
     pq.write_table(table, path, row_group_size=prepared.rows_per_group, compression="none", use_dictionary=False)
     shards = list(prepared.shards)
-    shards[shard] = dataclasses.replace(shards[shard], num_bytes=os.path.getsize(path))
+    shards[shard] = dataclasses.replace(shards[shard], num_bytes=os.path.getsize(path), frame_sha256="")
     return dataclasses.replace(prepared, shards=tuple(shards))
 
 

@@ -9,17 +9,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 from records import reseal
+from studies import simulated
 
 from patchcert.data.sealed import digest_of
 from patchcert.data.storage import Folder
+from patchcert.geometry import CropViews
 from patchcert.models.checkpoint import save_checkpoint
 from patchcert.prediction.config import PredictionConfig
 from patchcert.prediction.scoring import ViewScorer
 from patchcert.studies import StudyConfig, Subject, answer_part
 from patchcert.studies.answering import per_image_table, placement_failures, summarise
+from patchcert.studies.config import VarianceConfig
 from patchcert.studies.questions import headline_patch, questions
 from patchcert.studies.result_folders import result_id
 from patchcert.studies.results import SUMMARY, StudyResult, write_summary, write_tables
+from patchcert.studies.variance import VarianceAccumulator, draw_part, draw_questions
+from patchcert.studies.variance_results import write_variance
 from patchcert.votes import VotePart
 from patchcert.votes.identity import vote_identity
 from patchcert.votes.table import finish_table, part_name, write_part
@@ -85,6 +90,28 @@ def study(folder, table, config=STUDY, per_image=None, **identity):
     write_tables(Path(folder), result, per_image, placement_failures(parts, asked, subject.image_size))
     write_summary(Path(folder), result)
     return StudyResult.open(folder)
+
+
+VARIANCE = VarianceConfig(repeats=20, num_draws=(16,), patches=("1x1", "2x2"), min_confidence=0.8)
+
+
+def variance_study(folder):
+    """A small variance study, beside the imagined votes that it was drawn from; returns its folder."""
+    views = CropViews(image_size=(12, 12), crop_size=4)
+    part = simulated.simulated_part(views, 40, num_classes=4, seed=5)
+    table = simulated.write_table(f"{folder}/table", views, part, [(0, 25), (25, 40)])
+    return variance_of(f"{folder}/study", table, part)
+
+
+def variance_of(folder, table, part):
+    """Draws from votes that a table need not hold."""
+    accumulator = VarianceAccumulator(asked := draw_questions(VARIANCE, table.views))
+    accumulator.add(draw_part(part, VARIANCE, asked))
+    subject = Subject.of_table(table, "crop4-test")
+    identity = {"variance": dataclasses.asdict(VARIANCE), "votes": table.identity}
+    tables = accumulator.tables(subject)
+    write_variance(folder, subject=subject, headline_patch="1x1", tables=tables, identity=identity, run={})
+    return Path(folder)
 
 
 def forged_table(folder, table, forge):

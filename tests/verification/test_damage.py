@@ -1,13 +1,22 @@
 """What ``patchcert verify`` finds, and how it says so."""
 
+import re
 import shutil
 
+import numpy as np
 import pytest
 from records import reseal
+from verification import made
 
 from patchcert.cli import main
-from patchcert.errors import DatasetError
+from patchcert.data import DataConfig, PreparedDataset, prepare
+from patchcert.data.storage import Folder
+from patchcert.errors import DatasetError, PatchcertError
+from patchcert.models.checkpoint import load_checkpoint
+from patchcert.studies.results import StudyResult
+from patchcert.studies.variance_results import VarianceResult
 from patchcert.verification import verify
+from patchcert.votes import VoteTable
 
 
 @pytest.fixture
@@ -80,6 +89,61 @@ def test_votes_models_and_studies_are_checked_too(kinds, honest):
     assert found["vote table"].checked.startswith(f"500 images in 3 parts, model {honest.digest[:12]}")
     assert "answers follow from 500 images" in found["study"].checked
     assert main(["verify", str(kinds / "studies"), str(kinds / "models")]) == 0
+
+
+@pytest.fixture(scope="module")
+def everything(honest, kinds, tmp_path_factory):
+    """One of each kind in one folder, the images prepared in several shards and row groups."""
+    root = tmp_path_factory.mktemp("everything")
+    shutil.copytree(kinds, root, dirs_exist_ok=True)
+    config = DataConfig(dataset="digits", limit=300, rows_per_group=64, rows_per_shard=128)
+    prepare(config, (32, 32), str(root / "data"), splits=["test"])
+    shutil.copytree(made.variance_study(root / "crops"), root / "variance")
+    shutil.rmtree(root / "crops")
+    return root
+
+
+def read_prepared(folder):
+    """As training and voting read images."""
+    PreparedDataset.open(folder).read(0, 300)
+
+
+def read_votes(folder):
+    """As a study reads votes."""
+    table = VoteTable.open(folder)
+    for index in range(table.num_parts):
+        table.read_part(index)
+
+
+READERS = {
+    "dataset.json": read_prepared,
+    "_SUCCESS.json": read_votes,
+    "config.json": lambda folder: load_checkpoint(Folder(folder)),
+    "summary.json": StudyResult.open,
+    "variance.json": VarianceResult.open,
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_changed_byte_passes_unseen_by_whoever_reads_it(everything, seed):
+    """40 bytes each, 200 in all: every file is as likely, every byte in it, every other value."""
+    rng = np.random.default_rng(seed)
+    readers = {path.parent: read for name, read in READERS.items() for path in everything.rglob(name)}
+    files = sorted(path for folder in readers for path in folder.rglob("*") if path.is_file())
+    assert len(readers) == 5 and {path.suffix for path in files} >= {".parquet", ".json", ".safetensors", ".csv"}
+    for _ in range(40):
+        path = files[rng.integers(len(files))]
+        reader, folder = next((readers[folder], folder) for folder in (path.parent, *path.parents) if folder in readers)
+        whole = path.read_bytes()
+        position = rng.integers(len(whole))
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ rng.integers(1, 256)]) + whole[position + 1 :])
+        try:
+            with pytest.raises(PatchcertError, match=re.escape(str(folder))) as error:
+                reader(folder)
+            assert path.name in str(error.value) or path.name in READERS or "changed after it was" in str(error.value)
+        finally:
+            path.write_bytes(whole)
+        reader(folder)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from studies import simulated
 from verification import made
 
 from patchcert.cli import main
@@ -271,6 +272,18 @@ class TestStudies:
         made.reseal_study(copy)
         (found, _) = verified(honest, copy, honest.plain.location)
         assert found.contradicts and "placements.parquet does not follow from the votes of" in found.problem
+
+
+class TestVarianceStudies:
+    def test_repeats_of_other_votes(self, tmp_path):
+        folder = made.variance_study(tmp_path)
+        table = VoteTable.open(tmp_path / "table")
+        (found, _) = verify([str(folder), table.location])
+        assert found.problem is None and f"all 40 images answered again from {table.location}" in found.checked
+        parts = simulated.simulated_part(table.views, 40, num_classes=4, seed=5)
+        forged = made.variance_of(tmp_path / "forged", table, made.all_for_the_label(parts))
+        (found, _) = verify([str(forged), table.location])
+        assert found.contradicts and "of image '00000' is 1.0, but 0." in found.problem
 
 
 class TestTies:
