@@ -48,7 +48,7 @@ def change_answers(folder, **columns):
 
 
 def test_a_changed_byte_in_any_file_is_named(folder):
-    """Figures and report, too; ``tests/verification/test_damage.py`` goes through the tables of every kind of folder."""
+    """Figures and report, too; ``tests/verification/test_damage.py`` goes through every kind of folder."""
     rng = np.random.default_rng(0)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     assert {"summary.json", "run.json", "report.html", "per_image.parquet"} <= {path.name for path in files}
