@@ -41,6 +41,9 @@ def reach_in_words(num_images: int, num_sampled: int) -> str:
     what = f"{num_sampled:,} of {num_images:,} images scored again"
     if num_sampled == num_images:
         return f"{what}: forgery of any image would be seen"
+    num_forged = math.ceil(_FRACTION * num_images)
     # Rounded down: no more is claimed than holds.
-    percent = math.floor(100 * chance_to_see(math.ceil(_FRACTION * num_images), num_images, num_sampled))
+    percent = math.floor(100 * chance_to_see(num_forged, num_images, num_sampled))
+    if num_sampled <= num_images - num_forged:
+        percent = min(percent, 99)
     return f"{what}: forgery of {100 * _FRACTION:g} % or more of the images would be seen with {percent} %"

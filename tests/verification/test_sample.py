@@ -22,6 +22,8 @@ def test_words():
         "64 of 10,000 images scored again: forgery of 5 % or more of the images would be seen with 96 %"
     )
     assert reach_in_words(40, 40) == "40 of 40 images scored again: forgery of any image would be seen"
+    assert reach_in_words(10_000, 5_000).endswith("seen with 99 %")
+    assert reach_in_words(100, 96).endswith("seen with 100 %")
     assert reach_in_words(1_000_000, 1).endswith("seen with 5 %")
 
 
