@@ -67,6 +67,14 @@ class TestHonest:
         ):
             assert said in found.checked
 
+    def test_another_way_to_compute_is_no_forgery(self, honest, tmp_path, column_digits):
+        prediction = PredictionConfig(score_floor=0.1, shortcuts=False)
+        table = made.vote(tmp_path / "table", column_digits.classifier, honest.digest, honest.dataset, prediction)
+        scores = [one.read_part(0).entry_scores for one in (table, honest.table)]
+        assert len(scores[0]) != len(scores[1]) or (scores[0] != scores[1]).any()
+        (found,) = verified(honest, table.location)
+        assert found.problem is None, found.problem
+
     def test_studies_are_answered_again_from_a_table_beside_them(self, honest):
         found = verified(honest, honest.study.folder, honest.table.location)
         assert [item.problem for item in found] == [None, None]
