@@ -122,7 +122,7 @@ class _Comparing:
         claim: Any = TableClaim(thing) if isinstance(thing, VoteTable) else StudyClaim(thing)
         said = []
         if self._model:
-            said.append(f"voted by {self._model.named_by(claim)}")
+            said.append(f"names the model {self._model.named_by(claim)}")
         split = self._images.compared(claim) if self._images else None
         if split is not None:
             said.append("names and labels are those of the images")

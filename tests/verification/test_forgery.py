@@ -60,7 +60,7 @@ class TestHonest:
         (found,) = verified(honest, folder)
         assert found.problem is None
         for said in (
-            f"voted by {honest.model}",
+            f"names the model {honest.model}",
             "names and labels are those of the images",
             "64 of 500 images scored again: forgery of 5 % or more of the images would be seen with 97 %",
             "all their votes agree" if isinstance(thing, VoteTable) else "all their answers agree",
@@ -91,7 +91,7 @@ class TestHonest:
         (found,) = verify([honest.table.location], Against(data=honest.data))
         assert found.checked.endswith("names and labels are those of the images")
         (found,) = verify([honest.table.location], Against(checkpoint=honest.model))
-        assert found.checked.endswith(f"voted by {honest.model}")
+        assert found.checked.endswith(f"names the model {honest.model}")
 
     def test_the_sample_is_another_one_each_time_unless_its_seed_is_given(self, honest, monkeypatch):
         said = []
