@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/framework_cost.py
 	$(BIN)/python benchmarks/vit_bands.py
+	$(BIN)/python benchmarks/integrity_cost.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
