@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/patchcert demo
 
 # Tests never run in the process that reports: one that ends its own is named there, and the run fails.
-IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+IN_TWO := -n 2 --max-worker-restart 0
 IN_ONE := -n 1 --max-worker-restart 0
 
 test: $(VENV)/installed

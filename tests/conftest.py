@@ -234,22 +234,37 @@ def ray_cluster():
     ray.shutdown()
 
 
-_SHARE_RAY = {"ray_cluster", "finished"}
-_START_RAY = {"submit"}
+# All tests of these files run in one process, with one Ray.
+_SHARE_RAY = ("tests/stages/", "tests/cli/test_finished_run.py", "tests/cli/test_cost_estimate.py")
+_SHARED_RAY, _OWN_RAY = {"ray_cluster", "finished"}, {"submit"}
 
 
-@pytest.hookimpl(tryfirst=True)
+def _group(nodeid):
+    """Tests of one group run in one process: those that share a Ray, all others file by file."""
+    return "ray" if nodeid.startswith(_SHARE_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Groups instead of files, in the order below and not by their numbers of tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Marks the tests that use Ray, and says which tests belong to one process of a run in several.
+    """Marks the tests that use Ray, and puts first those that share one, because together they take longest.
 
-    All that share one Ray do, and come first, because they take longest; the others belong together file by file. A
-    test that starts a Ray of its own in another way carries the mark itself.
+    A test that starts a Ray of its own in another way than by these fixtures carries the mark itself.
     """
-    groups = {}
     for item in items:
-        shared = bool(_SHARE_RAY & set(item.fixturenames))
-        if shared or _START_RAY & set(item.fixturenames):
+        if (_SHARED_RAY | _OWN_RAY) & set(item.fixturenames):
             item.add_marker(pytest.mark.ray)
-        groups[item] = "ray" if shared else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: (groups[item] != "ray", item.get_closest_marker("ray") is None))
+        shares = _SHARED_RAY & set(item.fixturenames) and not item.get_closest_marker("slow")
+        if shares and _group(item.nodeid) != "ray":
+            raise pytest.UsageError(f"{item.nodeid} shares a Ray: name its file in _SHARE_RAY in tests/conftest.py")
+    items.sort(key=lambda item: _group(item.nodeid) != "ray")

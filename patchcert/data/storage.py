@@ -217,14 +217,15 @@ class Folder:
         parent, base = os.path.split(final)
         temporary = os.path.join(parent, f".{base}.{writer_mark()}.{uuid.uuid4().hex[:8]}.tmp")
         # The name is known before the file is there: an interruption at any moment finds what to remove.
-        raw = None
+        sink = None
         try:
             try:
                 os.makedirs(parent, exist_ok=True)
                 raw = open(temporary, "wb")
             except OSError as error:
                 raise write_error(location, error) from error
-            yield _Sink(raw, location)  # type: ignore[misc]
+            sink = _Sink(raw, location)
+            yield sink  # type: ignore[misc]
             try:
                 raw.flush()
                 os.fsync(raw.fileno())
@@ -233,9 +234,8 @@ class Folder:
             except OSError as error:
                 raise write_error(location, error) from error
         except BaseException:
-            with contextlib.suppress(OSError):
-                if raw is not None:
-                    raw.close()
+            if sink is not None:
+                sink.abandon()
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
@@ -362,6 +362,12 @@ class _Sink(io.RawIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def abandon(self) -> None:
+        """Give the file up: what is still written goes nowhere, as libraries end their files when they are collected."""
+        raw, self._raw = self._raw, io.BytesIO()
+        with contextlib.suppress(OSError):
+            raw.close()
 
     def write(self, data: Any) -> int:
         try:

@@ -90,6 +90,26 @@ def here(tmp_path):
     return CommandLineHere(tmp_path)
 
 
+def unmount(folder):
+    if any(line.split()[1] == str(folder) for line in open("/proc/self/mounts")):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only():
+    """Makes folders read-only for everybody, the superuser too, until the test ends."""
+    with contextlib.ExitStack() as mounts:
+
+        def mount(folder):
+            bind = ["mount", "--bind", str(folder), str(folder)]
+            if subprocess.run(bind, capture_output=True, check=False).returncode:
+                pytest.skip("this user may not mount a folder read-only")
+            mounts.callback(unmount, folder)
+            subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+
+        yield mount
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, empty_store):
     """The command line in this process; its work folder holds a small run of column4-digits from outside.

@@ -126,35 +126,3 @@ def test_cluster_address_where_something_else_answers_is_one_line(patchcert):
         patchcert.patience = 200
         error = patchcert.fails("prepare", "column4-digits", "--resources.address", address)
     assert f"cannot connect to Ray at {address}: it did not answer as Ray within 30 s" in error
-
-
-def test_gpu_that_is_not_there_is_refused(ray_cluster, here):
-    if os.path.exists("/proc/driver/nvidia"):
-        pytest.skip("this machine has a GPU")
-    error = here.fails("train", "column4-digits", "--resources.device", "cuda", *SMALL)
-    assert "the cluster has 0 GPUs" in error and "--resources.device cpu" in error
-
-
-def test_checkpoint_of_another_view_set_is_refused(finished):
-    model = next((finished.folder / "work" / "models" / "column4-digits").glob("*/config.json")).parent
-    error = finished.fails("vote", "column5-digits", "--checkpoint", model, *SMALL)
-    assert "bands of width 4" in error and "bands of width 5" in error
-    assert not list((finished.folder / "work" / "votes").glob("column5*"))
-
-
-def test_checkpoint_of_another_network_is_refused(finished):
-    model = next((finished.folder / "work" / "models" / "column4-digits").glob("*/config.json")).parent
-    error = finished.fails("vote", "column4-digits", "--checkpoint", model, *SMALL, "--classifier.network", "resnet9")
-    assert "network 'drs-mnist-cnn', asked 'resnet9'" in error
-
-
-def test_vote_table_of_another_view_set_is_refused(finished):
-    table = next((finished.folder / "work" / "votes").iterdir())
-    error = finished.fails("study", "column5-digits", "--votes", table)
-    assert "bands of width 4" in error and "bands of width 5" in error
-
-
-def test_vote_threshold_below_the_floor_is_refused(finished):
-    table = next((finished.folder / "work" / "votes").iterdir())
-    error = finished.fails("study", "column4-digits", "--votes", table, "--study.vote-thresholds", "0.05")
-    assert "0.05 lies below the vote table's score floor 0.1" in error

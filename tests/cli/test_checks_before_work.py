@@ -1,10 +1,7 @@
 """What a later stage would refuse is refused before the first one; folders that cannot be written are one message."""
 
-import contextlib
 import os
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -64,52 +61,9 @@ def test_a_suite_checks_all_experiments_before_the_first(here):
     assert not (here.folder / "work").exists()
 
 
-def unmount(folder):
-    if any(line.split()[1] == str(folder) for line in open("/proc/self/mounts")):
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture
-def read_only():
-    """Makes folders read-only for everybody, the superuser too, until the test ends."""
-    with contextlib.ExitStack() as mounts:
-
-        def mount(folder):
-            bind = ["mount", "--bind", str(folder), str(folder)]
-            if subprocess.run(bind, capture_output=True, check=False).returncode:
-                pytest.skip("this user may not mount a folder read-only")
-            mounts.callback(unmount, folder)
-            subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
-
-        yield mount
-
-
 @pytest.mark.parametrize("command", ["prepare", "train", "run"])
 def test_a_read_only_work_folder_is_one_message(here, read_only, command):
     (here.folder / "work").mkdir()
     read_only(here.folder / "work")
     error = here.fails(command, "column4-digits", *SMALL, "--tracking.mode", "off")
     assert error.count("Error: ") == 1 and "ResourceError: cannot write" in error and "Read-only file system" in error
-
-
-def test_training_and_voting_need_to_write_only_where_something_is_missing(finished, here, read_only):
-    """Prepared images are there, then the model too, then everything."""
-    work = here.folder / "work"
-    for kept in (("data",), ("data", "models"), ("data", "models", "votes", "studies")):
-        shutil.rmtree(work, ignore_errors=True)
-        for name in kept:
-            shutil.copytree(finished.folder / "work" / name, work / name)
-        read_only(work)
-        off = (*SMALL, "--tracking.mode", "off")
-        if "models" not in kept:
-            error = here.fails("train", "column4-digits", *off)
-        elif "votes" not in kept:
-            here("train", "column4-digits", *off)
-            error = here.fails("vote", "column4-digits", *off)
-        else:
-            here("vote", "column4-digits", *off)
-            here("study", "column4-digits", *off, "--out", here.folder / "elsewhere")
-            assert (here.folder / "elsewhere" / "report.html").exists()
-            error = here.fails("study", "column4-digits", *off)
-        assert "ResourceError: cannot write" in error and "Read-only file system" in error
-        unmount(work)

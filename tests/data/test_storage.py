@@ -58,6 +58,19 @@ def test_empty_files_can_be_opened(folder):
         assert stream.read() == b""
 
 
+def test_what_a_library_still_writes_after_an_interruption_goes_nowhere(tmp_path, monkeypatch):
+    problems = []
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+    table = pa.table({"x": [1, 2, 3]})
+    with pytest.raises(KeyboardInterrupt), Folder(tmp_path).writer("part") as sink:
+        writer = pq.ParquetWriter(sink, table.schema)
+        writer.write_table(table)
+        raise KeyboardInterrupt
+    # What it ends its file with when it is collected.
+    del writer, sink
+    assert problems == [] and os.listdir(tmp_path) == []
+
+
 def test_an_interruption_while_the_file_is_made_leaves_nothing(tmp_path, monkeypatch):
     real_open = open
 

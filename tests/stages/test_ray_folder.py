@@ -140,6 +140,10 @@ def test_a_ray_that_does_not_start_keeps_its_words_for_the_reader(words, base, m
         class exceptions:
             RayError = RuntimeError
 
+        class _private:
+            class ray_constants:
+                ENABLE_RAY_CLUSTER = None
+
         @staticmethod
         def is_initialized():
             return False
