@@ -36,7 +36,7 @@ VIEWS = {
     "vitband": (4, {}),
     "cropnet": (12, {"stride": 2}),
 }
-EPOCHS = {"crop": 10, "sparse": 6, "blocks": 12, "bandnetrow": 3, "blocknet": 4, "vitband": 10, "cropnet": 8}
+EPOCHS = {"crop": 10, "sparse": 4, "blocks": 12, "bandnetrow": 3, "blocknet": 4, "vitband": 10, "cropnet": 8}
 NETWORKS = {
     "crop": "resnet9",
     "bandnetrow": "band-network",
@@ -44,7 +44,7 @@ NETWORKS = {
     "blocknet": "crop-network",
     "cropnet": "crop-network",
 }
-NUM_SELECTION, NUM_ESTIMATION = 50, 250
+NUM_SELECTION, NUM_ESTIMATION = 40, 160
 
 
 def prediction_of(classifier):

@@ -96,6 +96,7 @@ def test_folder_that_cannot_be_written_is_one_line(here):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_that_cannot_start_is_one_line(patchcert):
     error = patchcert.fails("train", "column4-digits", *SMALL, env={"RAY_TMPDIR": "/dev/null/ray"})
@@ -105,7 +106,13 @@ def test_ray_that_cannot_start_is_one_line(patchcert):
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:70000", "no-host.invalid:1"]
+    "address",
+    [
+        "127.0.0.1:{port}",
+        pytest.param("ray://127.0.0.1:{port}", marks=pytest.mark.slow),
+        pytest.param("127.0.0.1:70000", marks=pytest.mark.slow),
+        pytest.param("no-host.invalid:1", marks=pytest.mark.slow),
+    ],
 )
 def test_cluster_that_does_not_answer_is_one_line_within_seconds(patchcert, address):
     with socket.socket() as unused:

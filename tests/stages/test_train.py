@@ -184,6 +184,7 @@ def test_two_workers_train_one_model(ray_cluster, small_recipe, prepared, worksp
     assert len(model.epochs) == 1 and model.epochs[0]["loss"] > 0
 
 
+@pytest.mark.slow
 def test_diverged_loss_names_epoch_and_step_without_a_traceback(ray_cluster, small_recipe, prepared, workspace):
     from patchcert.stages.train import train
 
