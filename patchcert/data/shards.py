@@ -25,7 +25,7 @@ from patchcert.data.prepared import Shard, row_digest
 from patchcert.data.registry import DatasetSpec, dataset_names, dataset_spec
 from patchcert.data.rows import SourceRow
 from patchcert.data.splits import TakenSplitRows
-from patchcert.data.storage import Folder
+from patchcert.data.storage import Folder, remove_unfinished
 from patchcert.data.untrusted import opened_parquet, parsed_json
 from patchcert.errors import DatasetError, ImageError, ResourceError
 from patchcert.interruption import blocked
@@ -184,15 +184,7 @@ def in_processes(num_processes: int) -> Spread:
 
 def make_shard(task: ShardTask) -> int:
     """Make one shard in a process of its own; returns how many images it took."""
-    global _is_making
-    _is_making = True
-    try:
-        return sum(in_threads(1)(iter([task]), 1))
-    finally:
-        _is_making = False
-
-
-_is_making = False
+    return sum(in_threads(1)(iter([task]), 1))
 
 
 def _nothing() -> None:
@@ -217,10 +209,9 @@ def _end_with_parent() -> None:
 
 
 def _stop(*_: Any) -> None:
-    if not _is_making:
-        os._exit(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    # An exception raised at any moment can leave a lock of Python's imports taken, and the process waits for ever.
+    remove_unfinished()
+    os._exit(1)
 
 
 class _Prepared(NamedTuple):

@@ -218,6 +218,7 @@ class Folder:
         temporary = os.path.join(parent, f".{base}.{writer_mark()}.{uuid.uuid4().hex[:8]}.tmp")
         # The name is known before the file is there: an interruption at any moment finds what to remove.
         sink = None
+        _unfinished.add(temporary)
         try:
             try:
                 os.makedirs(parent, exist_ok=True)
@@ -239,6 +240,8 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        finally:
+            _unfinished.discard(temporary)
 
     def _upload(self, path: str, data: memoryview) -> None:
         try:
@@ -364,7 +367,7 @@ class _Sink(io.RawIOBase):
         return True
 
     def abandon(self) -> None:
-        """Give the file up: what is still written goes nowhere, as libraries end their files when they are collected."""
+        """Give the file up: what a library still writes when its writer is collected goes nowhere."""
         raw, self._raw = self._raw, io.BytesIO()
         with contextlib.suppress(OSError):
             raw.close()
@@ -385,6 +388,16 @@ class _Sink(io.RawIOBase):
             self._raw.flush()
         except OSError as error:
             raise write_error(self._location, error) from error
+
+
+_unfinished: set[str] = set()
+
+
+def remove_unfinished() -> None:
+    """Delete the files that this process is still writing, before it ends without any further word."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def _host() -> str:

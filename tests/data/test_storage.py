@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchcert.data import Folder, atomic_write
+from patchcert.data.storage import remove_unfinished
 from patchcert.errors import DatasetError, ResourceError
 
 
@@ -56,6 +57,19 @@ def test_empty_files_can_be_opened(folder):
     folder.write("empty", b"")
     with folder.open("empty") as stream:
         assert stream.read() == b""
+
+
+def test_what_is_being_written_can_be_removed_before_a_process_ends_at_once(tmp_path):
+    with pytest.raises(InterruptedError), Folder(tmp_path).writer("part") as sink:
+        sink.write(b"half")
+        assert len(os.listdir(tmp_path)) == 1
+        remove_unfinished()
+        assert os.listdir(tmp_path) == []
+        Folder(tmp_path).write("other", b"whole")
+        remove_unfinished()
+        assert os.listdir(tmp_path) == ["other"], "what is finished stays"
+        # The end of the block would find nothing to rename.
+        raise InterruptedError
 
 
 def test_what_a_library_still_writes_after_an_interruption_goes_nowhere(tmp_path, monkeypatch):
