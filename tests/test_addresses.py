@@ -157,6 +157,8 @@ def test_folders_are_refused(address):
     "address", [f"me:{SECRET}@127.0.0.1:9", f"ray://me:{SECRET}@127.0.0.1:9", f"me:{SECRET}@[::1]:9"]
 )
 def test_a_cluster_that_does_not_answer(address, monkeypatch):
+    # Whatever Ray another test of this process may have left connected.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with (
         pytest.raises(PatchcertError, match=r"cannot connect to Ray at (ray://)?\*\*\*@") as caught,
         connected(Resources(address=address)),
