@@ -58,7 +58,7 @@ def file_appears(folder, pattern):
 
 
 def process_appears(title):
-    return lambda process: any(processes_named(title))
+    return lambda process: any(processes_named(title, process.pid))
 
 
 def untrained(command, recipe):
@@ -78,7 +78,12 @@ def test_preparing_in_processes(patchcert):
 
 
 @pytest.mark.ray
-def test_training(patchcert):
+def test_training_that_starts(patchcert):
+    interrupted(patchcert, ("train", "column4-digits", *LONG), process_appears(RAYLET), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_training_that_has_saved_an_epoch(patchcert):
     saved = file_appears(patchcert.folder, "work/training/*/checkpoint_*")
     interrupted(patchcert, ("train", "column4-digits", *LONG), saved, signal.SIGTERM)
 
