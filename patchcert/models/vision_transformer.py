@@ -1,4 +1,4 @@
-"""Views of any size that 4x4 patches tile in, the logits of a small vision transformer out."""
+"""The small vision transformer: a base classifier for views of any size that patches of 4x4 pixels tile."""
 
 import torch
 from torch import nn

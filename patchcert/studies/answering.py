@@ -1,4 +1,4 @@
-"""A part of a vote table and questions in, per-image answers out; from all parts, one row of accuracies a question."""
+"""Answers the questions of a study image by image, one part of a vote table at a time, and sums up their accuracies."""
 
 import dataclasses
 import math

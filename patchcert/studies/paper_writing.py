@@ -1,4 +1,4 @@
-"""Filled tables of a paper in, CSV, LaTeX and Markdown out."""
+"""Writes the filled tables of a paper as CSV, LaTeX and Markdown."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""uint8 images in, randomly moved, mirrored and recoloured images out, each its own way."""
+"""Moves, mirrors and recolours training images at random, each image its own way."""
 
 import torch
 
