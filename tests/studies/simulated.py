@@ -45,27 +45,6 @@ def simulated_part(views, num_images, *, num_classes=10, seed=0, score_floor=Non
     )
 
 
-def rows_of(part, start, stop):
-    """The same votes, images start to stop."""
-    entries = {}
-    if part.num_entries_NV is not None:
-        ends = np.concatenate([[0], np.cumsum(part.num_entries_NV.sum(axis=1, dtype=np.int64))])
-        taken = slice(ends[start], ends[stop])
-        entries = {
-            "num_entries_NV": part.num_entries_NV[start:stop],
-            "entry_classes": part.entry_classes[taken],
-            "entry_scores": part.entry_scores[taken],
-        }
-    return dataclasses.replace(
-        part,
-        image_ids=part.image_ids[start:stop],
-        labels_N=part.labels_N[start:stop],
-        top_classes_NV=part.top_classes_NV[start:stop],
-        first_row=part.first_row + start,
-        **entries,
-    )
-
-
 def subject_of(views, part, defense="column4-cifar10", **changes):
     values = {
         "defense": defense,
@@ -193,5 +172,5 @@ def write_table(location, views, part, borders):
     }
     folder = Folder(location)
     for index, (start, stop) in enumerate(borders):
-        write_part(folder, part_name(index, len(borders)), identity, start, rows_of(part, start, stop))
+        write_part(folder, part_name(index, len(borders)), identity, start, part.rows(start, stop))
     return finish_table(folder, identity, borders)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies.simulated import rows_of, simulated_part, subject_of
+from studies.simulated import simulated_part, subject_of
 
 from patchcert.certificates import (
     certify_counting,
@@ -53,7 +53,7 @@ def independent_answer(part, views, question):
     """Predictions and verdicts for one question about one image after another, with nothing shared."""
     predictions, certified = [], []
     for i, row in enumerate(range(part.first_row, part.first_row + len(part.labels_N))):
-        one = rows_of(part, i, i + 1)
+        one = part.rows(i, i + 1)
         if question.vote_threshold is not None:
             votes_VK = one.votes(vote_threshold=question.vote_threshold)[0]
         else:
@@ -133,7 +133,7 @@ def test_samples_are_drawn_from_the_votes_of_all_views(part):
             assert columns[f"certified/{question.key}"][i] == verdict
             certified += verdict
     assert 0 < certified < 60 * len(asked)
-    pieces = [answer_part(rows_of(part, *rows), CROPS, asked, chunk_bytes=1) for rows in ((0, 31), (31, 60))]
+    pieces = [answer_part(part.rows(*rows), CROPS, asked, chunk_bytes=1) for rows in ((0, 31), (31, 60))]
     assert per_image_table(pieces).equals(per_image_table([answer_part(part, CROPS, asked)]))
 
 
@@ -165,7 +165,7 @@ def test_answers_do_not_depend_on_parts_order_or_chunks(part, asked, cuts, chunk
     whole = per_image_table([answer_part(part, CROPS, asked)])
     borders = [0, *sorted(cuts), 60]
     pieces = [
-        answer_part(rows_of(part, start, stop), CROPS, asked, chunk_bytes=chunk_bytes)
+        answer_part(part.rows(start, stop), CROPS, asked, chunk_bytes=chunk_bytes)
         for start, stop in itertools.pairwise(borders)
     ]
     assert per_image_table(pieces[::-1]).equals(whole)
@@ -274,7 +274,7 @@ def test_views_of_another_number_are_refused(part, asked):
 
 def test_missing_doubled_and_foreign_parts_are_refused(part, asked):
     subject = subject_of(CROPS, part, "crop4")
-    first = answer_part(rows_of(part, 0, 30), CROPS, asked)
+    first = answer_part(part.rows(0, 30), CROPS, asked)
     with pytest.raises(StudyError, match="hold 30 images"):
         summarise([first], asked, subject)
     with pytest.raises(StudyError, match=r"hold 60 images \(30 different ones\)"):
@@ -282,7 +282,7 @@ def test_missing_doubled_and_foreign_parts_are_refused(part, asked):
     with pytest.raises(StudyError, match="not of 0"):
         summarise([], asked, subject)
     with pytest.raises(StudyError, match="answer different questions"):
-        summarise([first, answer_part(rows_of(part, 30, 60), CROPS, asked[:2])], asked, subject)
+        summarise([first, answer_part(part.rows(30, 60), CROPS, asked[:2])], asked, subject)
 
 
 def answers_of(views, **changes):

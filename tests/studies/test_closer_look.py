@@ -75,7 +75,7 @@ def test_other_images_are_not_compared(outcomes):
 
 def test_a_study_of_heuristics_only_has_no_outcomes(tmp_path, crop_study):
     config = StudyConfig(certificates=("random_crops_reported",), num_draws=(64,), patches=("1x1",))
-    part = simulated.rows_of(crop_study.part, 0, 20)
+    part = crop_study.part.rows(0, 20)
     study = simulated.make_study(crop_study.views, part, config, "heuristics")
     result = simulated.write(study, tmp_path / "study")
     assert image_outcomes(result.answers, result.per_image(), "1x1") is None

@@ -17,7 +17,7 @@ from oracles import (
     tally,
     winner,
 )
-from studies.simulated import rows_of, simulated_part, subject_of
+from studies.simulated import simulated_part, subject_of
 
 from patchcert.geometry import BandViews
 from patchcert.studies import StudyConfig, answer_part, per_image_table, summarise
@@ -159,7 +159,7 @@ def test_chunks_and_parts_leave_near_ties_as_they_are(chunk_bytes):
     views, part = real_sized()
     config = StudyConfig(patches=("2x2",), vote_thresholds=(0.3,), score_tolerance=0.002)
     asked = questions(config, views, FLOOR)
-    pieces = [answer_part(rows_of(part, *rows), views, asked, chunk_bytes=chunk_bytes) for rows in ((0, 31), (31, 80))]
+    pieces = [answer_part(part.rows(*rows), views, asked, chunk_bytes=chunk_bytes) for rows in ((0, 31), (31, 80))]
     assert per_image_table(pieces).equals(per_image_table([answer_part(part, views, asked)]))
 
 

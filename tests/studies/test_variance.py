@@ -42,7 +42,7 @@ def questions():
 def tables_of(part, config, asked, borders, **changes):
     accumulator = VarianceAccumulator(asked)
     for start, stop in reversed(list(itertools.pairwise(borders))):
-        accumulator.add(draw_part(simulated.rows_of(part, start, stop), config, asked))
+        accumulator.add(draw_part(part.rows(start, stop), config, asked))
     return accumulator.tables(simulated.subject_of(VIEWS, part, defense="crop4-test", **changes))
 
 
@@ -146,7 +146,7 @@ def test_unreadable_images_count_as_wrong(part, questions, tables):
 
 def test_missing_images_are_refused(part, questions):
     accumulator = VarianceAccumulator(questions)
-    accumulator.add(draw_part(simulated.rows_of(part, 0, 20), CONFIG, questions))
+    accumulator.add(draw_part(part.rows(0, 20), CONFIG, questions))
     with pytest.raises(StudyError, match="20 different images were drawn for, the split cifar10/test has 40"):
         accumulator.tables(simulated.subject_of(VIEWS, part))
 
