@@ -355,12 +355,7 @@ class VarianceAccumulator:
         certified_L = question.confidences >= question.min_confidence
         return pd.DataFrame(
             {
-                "draws": question.draw.words,
-                "num_draws": question.draw.num_draws,
-                "certificate": question.certificate,
-                "patch": question.patch.label,
-                "min_confidence": question.min_confidence,
-                "feasible": question.feasible,
+                **_names(question),
                 "repeat": np.arange(len(counts_RL)),
                 "clean_accuracy": counts_RL2[:, :, 1].sum(axis=1) / subject.evaluated,
                 "certified_accuracy": counts_RL2[:, certified_L, 1].sum(axis=1) / subject.evaluated,
@@ -398,8 +393,9 @@ def summary_of_repeats(
     return pd.DataFrame(rows)
 
 
-def _are_of(repeats: pd.DataFrame, question: DrawQuestion) -> bool:
-    wanted = {
+def _names(question: DrawQuestion) -> dict[str, Any]:
+    """The columns by which each repeat tells its question."""
+    return {
         "draws": question.draw.words,
         "num_draws": question.draw.num_draws,
         "certificate": question.certificate,
@@ -407,7 +403,10 @@ def _are_of(repeats: pd.DataFrame, question: DrawQuestion) -> bool:
         "min_confidence": question.min_confidence,
         "feasible": question.feasible,
     }
-    is_same = all((repeats[name] == value).all() for name, value in wanted.items())
+
+
+def _are_of(repeats: pd.DataFrame, question: DrawQuestion) -> bool:
+    is_same = all((repeats[name] == value).all() for name, value in _names(question).items())
     return is_same and repeats["repeat"].tolist() == list(range(len(repeats)))
 
 
