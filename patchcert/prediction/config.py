@@ -7,6 +7,9 @@ from patchcert.checks import check_numbers
 from patchcert.errors import ModelError
 from patchcert.geometry import PixelViews, SampledViews, ViewSet
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
 # Numbers in the largest feature map of one forward pass: a GPU wants much work at once, a CPU core is fastest when a
 # pass stays in its cache.
 _PASS_FLOATS = {"cuda": 2**28, "cpu": 3 * 2**19}
@@ -23,7 +26,7 @@ class PredictionConfig:
 
     score_floor: float = 0.1
     """Scores below it are not stored; thresholds from here up are answered exactly. 0: store top classes only."""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Arithmetic of the network. tf32 (GPUs only) and bfloat16 may change votes: part of the table's identity."""
     chunk_views: int = 0
     """Views in one forward pass (the last ones are filled up); 0: by the size of the network's features. Bounds the
@@ -40,9 +43,8 @@ class PredictionConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        choices = get_args(PredictionConfig.__annotations__["precision"])
-        if self.precision not in choices:
-            raise ModelError(f"prediction: precision is one of {', '.join(choices)}, not {self.precision!r}.")
+        if self.precision not in PRECISIONS:
+            raise ModelError(f"prediction: precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}.")
         if not 0 <= self.score_floor <= 1:
             raise ModelError(f"prediction: score_floor is a softmax score in [0, 1], not {self.score_floor}.")
         if self.chunk_views < 0:

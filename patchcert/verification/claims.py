@@ -12,14 +12,12 @@ import numpy as np
 from patchcert.data.storage import Folder
 from patchcert.errors import ContradictionError, PatchcertError
 from patchcert.geometry import view_set_from_identity
+from patchcert.prediction.config import PRECISIONS
 from patchcert.studies.results import PER_IMAGE, StudyResult
 from patchcert.studies.subject import Subject
 from patchcert.studies.variance_results import VarianceResult
 from patchcert.votes import VotePart, VoteTable
 from patchcert.votes.table import Identity, identity_differences
-
-# As ``PredictionConfig`` names them.
-PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class Claim(abc.ABC):
